@@ -1,0 +1,47 @@
+# Each target sets itself up; the second time that takes a fraction of a second (scripts/setup.sh).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-slow check real constraints clean
+
+# Where `make real` and the tests on real files look (data/ and golden/ inside); absent: those tests are skipped and say so.
+export LACUNA_SHARED ?= $(abspath ../shared)
+# No desktop is needed to draw, and no tool of ours reports its use to anybody.
+export MPLBACKEND := Agg
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+# `dvc`, `lacuna` and `python` of this checkout, for stages that DVC starts as well.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help:    ## this list
+	@grep -E '^[a-z-]+: .*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup:   ## system libraries, .venv with pinned packages, this package
+	@bash scripts/setup.sh
+
+repro: setup   ## raw files to compared, registered models on the embedded sample, all four tracks
+	dvc repro
+	lacuna compare
+
+test: setup   ## the tests, without the slow ones
+	python -m pytest -q
+
+test-slow: setup   ## the slow tests alone
+	python -m pytest -q -m slow
+
+check: setup   ## ruff and mypy
+	ruff check .
+	mypy
+
+real: setup   ## all four tracks on real files; LACUNA_SHARED names the folder
+	bash examples/real/run.sh
+
+constraints:   ## write the versions in .venv into constraints.txt, keeping its heading
+	python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.part
+	sed '/^[^#]/d' constraints.txt | cat - constraints.part > constraints.new
+	rm constraints.part && mv constraints.new constraints.txt
+
+clean:   ## remove what is made again: caches, resume state, reports, artifacts, prepared data; keeps .venv and data/raw
+	rm -rf .work reports artifacts data/prepared .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

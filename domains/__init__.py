@@ -1,0 +1,1 @@
+"""Where data comes from: readers, prepared shards, splits, contracts. Imports itself, torch and numpy alone."""

@@ -1,0 +1,275 @@
+"""Samples that lie on both sides of a split: the same bytes, nearly the same content, or the same ground.
+
+Legend: n samples, S numbers of a signature, K samples of a stack.
+
+A signature is a thumbnail with brightness and contrast taken out. Two samples repeat each other when the correlation of
+their signatures is at least `NEAR`; the search is exact, and cheap because most pairs are told apart by a few numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from domains.store import Prepared
+
+NEAR = {"xray": 0.99, "ct": 0.99, "multispectral": 0.99, "points": 0.9975}
+"""Correlation from which on we call two samples near duplicates, chosen between what was measured. Films that were
+re-encoded, resized, brightened or made noisy stay above 0.995; the likest of different patients reach 0.984. Neck CTs
+at half the resolution stay above 0.996; different patients reach 0.987. Clouds of 4,096 points drawn anew from one
+surface stay above 0.9978, and so do few pairs of different shapes, which look alike; clouds of a few hundred points are
+told only when the points themselves are the same."""
+CELLS = {2: 16, 3: 10}
+"""Cells per axis of a thumbnail, for images and for volumes."""
+VALUES_PER_CELL = 8
+"""Along an axis; more are passed over, since a mean of eight is steady enough and a large volume stays small."""
+POINT_CELLS = 8
+"""Cells per axis of the grid that stands for a cloud."""
+POINTS = 8192
+"""Points of a cloud that are looked at: enough that two draws from one surface differ by less than two shapes."""
+MIN_OVERLAP = 0.01
+"""Share of the smaller footprint from which on overlap is reported: resampling moves edges by a fraction of a pixel."""
+MAX_PAIRS = 100_000
+"""No more of one sort are listed: a blank tile that occurs a thousand times makes half a million."""
+STACK_VALUES = 2**22
+BLOCK = 2048
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two samples in different splits that repeat each other."""
+
+    a: int
+    """Row of the one in the earlier split of train, unlabelled, val, test."""
+    b: int
+    """Row of the other."""
+    what: str
+    """exact, near or overlap."""
+    score: float
+    """1, the correlation, or the share of the smaller footprint."""
+
+
+def find(prepared: Prepared, near: float | None = None, progress: Progress | None = None) -> list[Leak]:
+    """Every pair of samples in different splits that repeat each other, except train with unlabelled, which no score
+    depends on. Sorted by kind, then by row.
+
+    Args:
+        near: correlation from which on samples are near duplicates. None: NEAR of this kind of data; above 1: none.
+    """
+    near = NEAR[prepared.contract.kind] if near is None else near
+    sides = _sides(prepared)
+    exact = exact_pairs(prepared.column("sha256"), sides)
+    found = [Leak(a, b, "exact", 1.0) for a, b in exact]
+    same = set(exact)
+    if near <= 1:
+        rows, signatures = _signatures(prepared, progress)
+        for a, b, score in near_pairs(signatures, sides[rows], near):
+            pair = (int(rows[a]), int(rows[b]))
+            if pair not in same:
+                found.append(Leak(*pair, "near", score))
+    found += [Leak(a, b, "overlap", share) for a, b, share in overlaps(prepared.column("facts"), sides)]
+    order = {"exact": 0, "near": 1, "overlap": 2}
+    return sorted(found, key=lambda leak: (order[leak.what], leak.a, leak.b))
+
+
+def table(prepared: Prepared, leaks: Sequence[Leak]) -> str:
+    """The pairs as CSV: keys and splits of both, what they share, score."""
+    keys, splits = prepared.column("key"), prepared.column("split")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key_a", "split_a", "key_b", "split_b", "what", "score"])
+    writer.writerows([keys[leak.a], splits[leak.a], keys[leak.b], splits[leak.b], leak.what, f"{leak.score:.5f}"]
+                     for leak in leaks)
+    return text.getvalue()
+
+
+def _sides(prepared: Prepared) -> np.ndarray:
+    """0 train or unlabelled, 1 val, 2 test."""
+    side = {"val": 1, "test": 2}
+    return np.array([side.get(split, 0) for split in prepared.column("split")], np.int8)
+
+
+def exact_pairs(hashes: Sequence[str], sides: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs with one content hash on different sides."""
+    by_hash: dict[str, list[int]] = defaultdict(list)
+    for i, value in enumerate(hashes):
+        by_hash[value].append(i)
+    pairs = []
+    for alike in by_hash.values():
+        if len(alike) > 1:
+            pairs += [_ordered(a, b, sides) for n, a in enumerate(alike) for b in alike[n + 1:] if sides[a] != sides[b]]
+            if len(pairs) > MAX_PAIRS:
+                break
+    return sorted(pairs[:MAX_PAIRS])
+
+
+def _ordered(a: int, b: int, sides: np.ndarray) -> tuple[int, int]:
+    return (a, b) if (sides[a], a) < (sides[b], b) else (b, a)
+
+
+# ---- near ----
+
+def _signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that have a signature, and their signatures n S of length 1. A sample without contrast has none."""
+    all_rows = np.arange(len(prepared))
+    stacks: Iterable[tuple[np.ndarray, np.ndarray]] = prepared.stacks(all_rows, STACK_VALUES)
+    if progress:
+        stacks = progress(stacks, len(prepared))
+    parts = [(rows, signature(values, prepared.contract.unknown)) for rows, values in stacks]
+    rows = np.concatenate([rows for rows, _ in parts])
+    signatures = np.concatenate([part for _, part in parts])
+    has = np.linalg.norm(signatures, axis=1) > 0.5
+    return rows[has], signatures[has]
+
+
+def signature(values: np.ndarray, unknown: float | None) -> np.ndarray:
+    """K C H W, K C D H W or K M F -> K S, of length 1, or 0 where there is no contrast."""
+    cells = _occupancy(values) if values.ndim == 3 else _thumbnail(values, unknown)
+    cells = cells - cells.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(cells, axis=1, keepdims=True)
+    scale = 1e-6 * np.abs(cells).max(initial=0.0) + 1e-6
+    return np.where(length > scale, cells / np.maximum(length, scale), 0.0).astype(np.float32)
+
+
+def _thumbnail(values: np.ndarray, unknown: float | None) -> np.ndarray:
+    """Mean over channels and over the cells of a coarse grid; unknown values count as the channel's mean."""
+    num = CELLS[values.ndim - 2]
+    steps = (max(1, extent // (num * VALUES_PER_CELL)) for extent in values.shape[2:])
+    values = values[(slice(None), slice(None), *(slice(None, None, step) for step in steps))]
+    known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    if unknown is not None and unknown == unknown:
+        known &= values != unknown
+    numbers = np.where(known, values, 0).astype(np.float32)
+    axes = tuple(range(2, values.ndim))
+    mean = numbers.sum(axis=axes, keepdims=True) / np.maximum(known.sum(axis=axes, keepdims=True), 1)
+    cells = np.where(known, numbers - mean, 0).astype(np.float32).mean(axis=1)
+    for axis in range(1, cells.ndim):
+        cells = _shrink(cells, axis, num)
+    return cells.reshape(len(cells), -1)
+
+
+def _shrink(cells: np.ndarray, axis: int, num: int) -> np.ndarray:
+    """Means over `num` equal stretches of an axis, whose ends may fall inside a value: so a sample and its copy of half
+    the size give the same."""
+    extent = cells.shape[axis]
+    edges = np.arange(num + 1) * extent / num
+    whole = np.minimum(edges.astype(np.int64), extent - 1)
+    moved = np.moveaxis(cells, axis, -1)
+    before = np.concatenate([np.zeros_like(moved[..., :1]), np.cumsum(moved, axis=-1)], axis=-1)[..., whole]
+    until = before + (edges - whole).astype(np.float32) * moved[..., whole]
+    return np.moveaxis(np.diff(until, axis=-1) * np.float32(num / extent), -1, axis)
+
+
+def _occupancy(clouds: np.ndarray) -> np.ndarray:
+    """K M F -> K cells: how many of a cloud's points lie about each node of a cube around it.
+
+    A point counts for the eight nodes about it by nearness, and the cube's size comes from the mean distance to the
+    centre, not the largest: so the counts hardly depend on which points were drawn from the surface.
+    """
+    places = np.moveaxis(clouds[:, ::max(1, clouds.shape[1] // POINTS), :3], 2, 0).astype(np.float32)
+    places = places - places.mean(axis=2, keepdims=True)
+    spread = np.sqrt((places**2).sum(axis=0).mean(axis=1))[:, None]
+    # 2.2 spreads reach to the ends of nearly all shapes; what lies beyond counts at the faces.
+    at = np.clip(places / np.maximum(4.4 * spread, 1e-12) + 0.5, 0, 1) * (POINT_CELLS - 1)
+    node = np.minimum(at.astype(np.int64), POINT_CELLS - 2)
+    part = at - node
+    share = (1 - part, part)
+    first = ((np.arange(len(clouds))[:, None] * POINT_CELLS + node[0]) * POINT_CELLS + node[1]) * POINT_CELLS + node[2]
+    counts = np.zeros(len(clouds) * POINT_CELLS**3)
+    for z, y, x in np.ndindex(2, 2, 2):
+        weight = share[z][0] * share[y][1] * share[x][2]
+        index = first + ((z * POINT_CELLS + y) * POINT_CELLS + x)
+        counts += np.bincount(index.ravel(), weight.ravel(), minlength=len(counts))
+    cells: np.ndarray = np.sqrt(counts.reshape(len(clouds), -1))
+    return cells.astype(np.float32)
+
+
+def near_pairs(signatures: np.ndarray, sides: np.ndarray, near: float) -> list[tuple[int, int, float]]:
+    """Pairs on different sides whose correlation is at least `near`.
+
+    Unit vectors with that correlation are at most `reach` apart, and so are their projections onto any directions. So a
+    pair is compared only if its first principal coordinates are that near, and fully only if the first few are.
+    """
+    if len(signatures) == 0 or len(np.unique(sides)) < 2:
+        return []
+    reach = float(np.sqrt(max(0.0, 2 - 2 * near))) + 1e-5
+    few = _principal(signatures)
+    order = np.argsort(few[:, 0], kind="stable")
+    first = few[order, 0]
+    ends = np.searchsorted(first, first + reach, side="right")
+    pairs: list[tuple[int, int, float]] = []
+    for start in range(0, len(order), BLOCK):
+        stop = min(start + BLOCK, len(order))
+        ours = order[start:stop]
+        for left in range(start, int(ends[stop - 1]), BLOCK):
+            theirs = order[left:min(left + BLOCK, int(ends[stop - 1]))]
+            pairs += _compare(ours, theirs, signatures, few, sides, near, reach)
+        if len(pairs) > MAX_PAIRS:
+            break
+    return sorted(set(pairs))[:MAX_PAIRS]
+
+
+def _principal(signatures: np.ndarray, num: int = 32) -> np.ndarray:
+    """Coordinates along the directions in which a subset of the signatures differs most."""
+    subset = signatures[::max(1, len(signatures) // 4096)].astype(np.float64)
+    centred = subset - subset.mean(axis=0)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return signatures @ vectors[:, ::-1][:, :num].astype(np.float32)
+
+
+def _compare(ours: np.ndarray, theirs: np.ndarray, signatures: np.ndarray, few: np.ndarray, sides: np.ndarray,
+             near: float, reach: float) -> list[tuple[int, int, float]]:
+    a, b = few[ours], few[theirs]
+    distance = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    i, j = np.nonzero((distance <= reach**2 + 1e-4) & (sides[ours][:, None] != sides[theirs]))
+    found = []
+    for begin in range(0, len(i), 65_536):
+        left, right = ours[i[begin:begin + 65_536]], theirs[j[begin:begin + 65_536]]
+        scores = np.einsum("ns,ns->n", signatures[left], signatures[right])
+        found += [(*_ordered(int(x), int(y), sides), float(score))
+                  for x, y, score in zip(left, right, scores, strict=True) if score >= near]
+    return found
+
+
+# ---- ground ----
+
+def overlaps(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> list[tuple[int, int, float]]:
+    """Pairs on different sides whose footprints overlap, from `bounds` (left, bottom, right, top) and `epsg`."""
+    by_system: dict[str, list[int]] = defaultdict(list)
+    for i, fact in enumerate(facts):
+        if fact.get("bounds"):
+            by_system[str(fact.get("epsg", ""))].append(i)
+    pairs: list[tuple[int, int, float]] = []
+    for rows in by_system.values():
+        boxes = np.array([facts[i]["bounds"] for i in rows], np.float64)
+        pairs += [(*_ordered(rows[a], rows[b], sides), share) for a, b, share in _sweep(boxes, sides[rows])]
+    return sorted(pairs)[:MAX_PAIRS]
+
+
+def _sweep(boxes: np.ndarray, sides: np.ndarray) -> list[tuple[int, int, float]]:
+    """Walk from left to right; compare a box with those that begin before it ends."""
+    order = np.argsort(boxes[:, 0], kind="stable")
+    sorted_boxes, sorted_sides = boxes[order], sides[order]
+    left, bottom, right, top = sorted_boxes.T
+    area = (right - left) * (top - bottom)
+    ends = np.searchsorted(left, right, side="left")
+    found = []
+    for i in range(len(order)):
+        j = np.arange(i + 1, ends[i])
+        j = j[sorted_sides[j] != sorted_sides[i]]
+        width = np.minimum(right[i], right[j]) - left[j]
+        height = np.minimum(top[i], top[j]) - np.maximum(bottom[i], bottom[j])
+        share = np.clip(width, 0, None) * np.clip(height, 0, None) / np.maximum(np.minimum(area[i], area[j]), 1e-12)
+        hits = share >= MIN_OVERLAP
+        found += [(int(order[i]), int(order[k]), float(s)) for k, s in zip(j[hits], share[hits], strict=True)]
+        if len(found) > MAX_PAIRS:
+            break
+    return found

@@ -1,0 +1,159 @@
+"""From a manifest's texts to numbers that a loss can take. An empty text is unknown, never negative.
+
+Legend: n rows, k outputs of a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from domains.sample import ManifestRow, Task
+
+
+class LabelError(ValueError):
+    """A label column holds what its task does not allow."""
+
+
+def canonical(text: str) -> str:
+    """One spelling per meaning: "1", "1.0" and "01" are the same number; an empty cell and "nan" are unknown ("")."""
+    text = text.strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if math.isnan(number):
+        return ""
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def resolve(task: Task, rows: Sequence[ManifestRow]) -> Task:
+    """The task with its classes: as given, or the sorted values of the training split.
+
+    Values are numbers in order of size where all are numbers, else texts in alphabetical order. Rows with a value that
+    is no class count as unknown; `other_values` counts them, so that a report can say so.
+    """
+    _check_columns(task, rows)
+    if task.kind != "single_label":
+        return task
+    texts = _texts(task, rows)[:, 0]
+    if task.classes:
+        _refuse_absent_classes(task, texts)
+        return task
+    train = sorted({text for text, row in zip(texts, rows, strict=True) if text and row.split == "train"},
+                   key=_number_or_text)
+    if len(train) < 2:
+        raise LabelError(f"column {task.columns[0]}: found {len(train)} classes in the training split, expected at "
+                         "least 2. Remedy: check the task's column, sources and where.")
+    return dataclasses.replace(task, classes=tuple(train))
+
+
+def other_values(task: Task, rows: Sequence[ManifestRow]) -> dict[str, int]:
+    """Texts of a single_label task's column that are none of its classes, with their number of rows."""
+    if task.kind != "single_label":
+        return {}
+    allowed = {"", *(canonical(name) for name in task.classes)}
+    return dict(sorted(Counter(text for text in _texts(task, rows)[:, 0] if text not in allowed).items()))
+
+
+def arrays(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
+    """float32 n k: the class index (single_label) or one number per column; NaN where unknown.
+
+    Args:
+        task: with its classes; see `resolve`.
+    """
+    texts = _texts(task, rows)
+    if task.kind == "single_label":
+        index = {canonical(name): float(i) for i, name in enumerate(task.classes)}
+        return _lookup(texts, {text: index.get(text, math.nan) for text in np.unique(texts)})
+    return _lookup(texts, {text: _number(text, task) for text in np.unique(texts)})
+
+
+def codes(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
+    """float32 n k to stratify by, before there is a training split whose classes could be used."""
+    if task.kind != "single_label":
+        return arrays(task, rows)
+    texts = _texts(task, rows)
+    return _lookup(texts, {text: float(i) if text else math.nan for i, text in enumerate(sorted(set(texts[:, 0])))})
+
+
+def counts(task: Task, labels: np.ndarray) -> dict[str, int]:
+    """How many rows have each class or finding, and how many are unknown."""
+    known = np.isfinite(labels)
+    if task.kind == "single_label":
+        tally = np.bincount(labels[known].astype(np.int64), minlength=len(task.classes))
+        named = {name: int(n) for name, n in zip(task.classes, tally, strict=True)}
+        return {**named, "unknown": int((~known).sum())}
+    if task.kind == "multi_label":
+        positive = {name: int((labels[:, j] == 1).sum()) for j, name in enumerate(task.columns)}
+        return {**positive, "unknown": int((~known.any(axis=1)).sum())}
+    return {**{name: int(known[:, j].sum()) for j, name in enumerate(task.columns)},
+            "unknown": int((~known.any(axis=1)).sum())}
+
+
+def _texts(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
+    """n k of canonical texts; "" where unknown or where the task does not take the row's label."""
+    wanted = {column: canonical(value) for column, value in task.where.items()}
+    memory: dict[str, str] = {}
+    texts = np.full((len(rows), len(task.columns)), "", dtype=object)
+    for i, row in enumerate(rows):
+        if _takes(task, wanted, row):
+            for j, column in enumerate(task.columns):
+                raw = row.columns.get(column, "")
+                if raw:
+                    if raw not in memory:
+                        memory[raw] = canonical(raw)
+                    texts[i, j] = memory[raw]
+    return texts
+
+
+def _takes(task: Task, wanted: Mapping[str, str], row: ManifestRow) -> bool:
+    if task.sources and row.source not in task.sources:
+        return False
+    return all(canonical(row.columns.get(column, "")) == value for column, value in wanted.items())
+
+
+def _lookup(texts: np.ndarray, table: Mapping[str, float]) -> np.ndarray:
+    return np.array([table[text] for text in texts.ravel()], np.float32).reshape(texts.shape)
+
+
+def _number(text: str, task: Task) -> float:
+    if text == "":
+        return math.nan
+    expected = "0, 1 or empty" if task.kind == "multi_label" else "a finite number or empty"
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (task.kind == "multi_label" and number not in (0.0, 1.0)):
+        raise LabelError(f"columns {', '.join(task.columns)}: found {text!r}, expected {expected} in a {task.kind} "
+                         "task. Remedy: empty the cells whose label is unknown, or change the task's kind.")
+    return number
+
+
+def _number_or_text(text: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(text), ""
+    except ValueError:
+        return 1, 0.0, text
+
+
+def _check_columns(task: Task, rows: Sequence[ManifestRow]) -> None:
+    present = rows[0].columns if rows else {}
+    missing = [name for name in (*task.columns, *task.where) if name not in present]
+    if missing:
+        raise LabelError(f"label columns: found {', '.join(present) or 'none'}, expected also {', '.join(missing)}. "
+                         "Remedy: correct the task's columns.")
+
+
+def _refuse_absent_classes(task: Task, texts: np.ndarray) -> None:
+    found = set(texts) - {""}
+    absent = [name for name in task.classes if canonical(name) not in found]
+    if absent:
+        raise LabelError(f"column {task.columns[0]}: found no row of class {', '.join(absent)}; it holds "
+                         f"{', '.join(sorted(found)[:20]) or 'nothing'}. Expected every one of `classes` to occur. "
+                         "Remedy: correct `classes`, or the task's sources and where.")

@@ -1,0 +1,53 @@
+"""From the numbers of a radiograph to grey levels on the training grid. numpy only; the files are read in ingest.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from domains.medical import resample
+
+Fit = Literal["letterbox", "crop"]
+
+UNKNOWN_GREY = 0
+"""Stored grey of a letterbox margin. Only with fit: letterbox; its films then use 1..255."""
+
+
+def percentile_window(values: np.ndarray, valid: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The two values between which the grey scale runs, from the pixels that the detector saw."""
+    low, high = np.percentile(values[valid], percentiles)
+    return float(low), float(high)
+
+
+def to_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Map [low, high] onto [0, 1], clipped."""
+    low, high = window
+    return np.clip((values.astype(np.float32) - low) / max(high - low, 1e-6), 0.0, 1.0)
+
+
+def viewed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
+    """The grey in [0, 1] that DICOM PS3.3 C.11.2.1 defines for a window: LINEAR, LINEAR_EXACT or SIGMOID."""
+    if function == "SIGMOID":
+        return (1.0 / (1.0 + np.exp(-4.0 * (values.astype(np.float32) - centre) / max(width, 1e-6)))).astype(np.float32)
+    if function == "LINEAR_EXACT":
+        return to_grey(values, (centre - width / 2, centre + width / 2))
+    return to_grey(values, (centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2))
+
+
+def fit(grey: np.ndarray, size: tuple[int, int], how: Fit) -> np.ndarray:
+    """Bring H W floats in [0, 1] to `size` as uint8, the aspect kept.
+
+    letterbox: the whole film, margins UNKNOWN_GREY. crop: the largest centred window of the wanted aspect.
+    """
+    steps = [n / m for n, m in zip(grey.shape, size, strict=True)]
+    step = max(steps) if how == "letterbox" else min(steps)
+    inner = [min(m, max(1, round(n / step))) for n, m in zip(grey.shape, size, strict=True)]
+    weights = tuple(resample.linear_weights(n, resample.centred(n, m, step), step)
+                    for n, m in zip(grey.shape, inner, strict=True))
+    small = np.clip(resample.apply(grey, weights), 0.0, 1.0)
+    darkest = UNKNOWN_GREY + 1 if how == "letterbox" else 0
+    out = np.full(size, UNKNOWN_GREY, dtype=np.uint8)
+    top, left = ((m - k) // 2 for m, k in zip(size, inner, strict=True))
+    out[top:top + inner[0], left:left + inner[1]] = np.round(darkest + small * (255 - darkest)).astype(np.uint8)
+    return out

@@ -1,0 +1,241 @@
+"""Volumes in space: from slices or files in any orientation to Hounsfield units on the training grid. numpy only.
+
+Legend: D H W voxels after `orient` (superior, posterior, left); world: millimetres towards right, anterior, superior
+(RAS), as in NIfTI. An affine maps indices of the three axes to the world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from domains.medical import resample
+from domains.sample import UNKNOWN_CLASS, Refused
+
+ORIENTATION = "SPL"
+"""Stored axes run towards superior, posterior, left: an axial slice then looks as radiologists see it."""
+_DIRECTIONS = np.array([[0.0, 0.0, 1.0], [0.0, -1.0, 0.0], [-1.0, 0.0, 0.0]])
+"""Those three directions in the world."""
+UNKNOWN_HU = -32768
+"""Stored value of a voxel that no scanner saw."""
+
+NO_AIR_ABOVE = -300.0
+"""Fat is -100 and lung at least this dense, so a body in HU always reaches below."""
+NO_TISSUE_BELOW = -400.0
+IMPOSSIBLE_HU = (-1900.0, -1100.0)
+"""Nothing is lighter than air at -1000; some scanners mark what they did not see with -2000 and less."""
+
+SPACING_RANGE_MM = (0.05, 20.0)
+GAP_TOLERANCE = 0.05
+"""Relative difference between slice gaps that rounding in headers explains. A missing slice makes 1."""
+TILT_TOLERANCE_DEGREES = 0.5
+SHEAR_TOLERANCE = 0.02
+"""Largest cosine between two axes of a volume: 1.1 degrees."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Numbers at places."""
+
+    values: np.ndarray
+    """Three axes, any numeric dtype."""
+    affine: np.ndarray
+    """4 4, indices to world."""
+    known: np.ndarray | None = None
+    """Which voxels were measured; None: all."""
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Millimetres per index, per axis."""
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """What a DICOM header says of one slice's place. LPS millimetres, as in DICOM."""
+
+    position: tuple[float, float, float]
+    """Centre of the first pixel."""
+    along_row: tuple[float, float, float]
+    """Unit vector of rising columns."""
+    along_column: tuple[float, float, float]
+    """Unit vector of rising rows."""
+    spacing: tuple[float, float]
+    """Between rows, between columns."""
+    shape: tuple[int, int]
+    """Rows, columns."""
+
+
+def order_slices(slices: list[SliceGeometry]) -> tuple[list[int], np.ndarray]:
+    """The order of slices along their normal, and the affine of the stack (slice, row, column) in that order.
+
+    Raises:
+        Refused: fewer than two, different planes or sizes, a place taken twice, a slice missing, a tilted gantry.
+    """
+    if len(slices) < 2:
+        raise Refused(f"{len(slices)} slice in the series, expected at least 2")
+    first = slices[0]
+    plane = np.array([first.along_row, first.along_column])
+    for other in slices:
+        if other.shape != first.shape or not np.allclose(other.spacing, first.spacing, rtol=1e-3):
+            raise Refused("slices differ in size or pixel spacing: more than one series")
+        if not np.allclose([other.along_row, other.along_column], plane, atol=1e-3):
+            raise Refused("slices differ in orientation: more than one series, or a localizer among them")
+    if not np.allclose(plane @ plane.T, np.eye(2), atol=1e-3):
+        raise Refused("the slices' row and column directions are not two unit vectors at a right angle")
+    normal = np.cross(*plane)
+    positions = np.array([one.position for one in slices])
+    order = np.argsort(positions @ normal, kind="stable")
+    steps = np.diff(positions[order], axis=0)
+    _check_gaps(steps @ normal, steps - np.outer(steps @ normal, normal))
+    affine = np.eye(4)
+    affine[:3, 0] = steps.mean(axis=0)
+    affine[:3, 1], affine[:3, 2] = plane[1] * first.spacing[0], plane[0] * first.spacing[1]
+    affine[:3, 3] = positions[order[0]]
+    return order.tolist(), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS
+
+
+def _check_gaps(gaps: np.ndarray, sideways: np.ndarray) -> None:
+    usual = float(np.median(gaps))
+    if gaps.min() < 0.01:
+        raise Refused(f"{int((gaps < 0.01).sum())} slices lie where another one lies: more than one series or phase")
+    if gaps.max() > usual * (1 + GAP_TOLERANCE) or gaps.min() < usual * (1 - GAP_TOLERANCE):
+        raise Refused(f"slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm, usually {usual:.2f}: "
+                      "slices are missing or unevenly spaced")
+    tilt = float(np.degrees(np.arctan2(np.linalg.norm(sideways, axis=1), gaps)).max())
+    if tilt > TILT_TOLERANCE_DEGREES:
+        raise Refused(f"gantry tilt of {tilt:.1f} degrees; only volumes whose axes are at right angles are read")
+
+
+def check_affine(affine: np.ndarray) -> None:
+    """Refuse a place that cannot be true."""
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise Refused("its affine is not finite")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    low, high = SPACING_RANGE_MM
+    if not ((spacing >= low) & (spacing <= high)).all():
+        raise Refused(f"spacing {np.round(spacing, 4).tolist()} mm, expected {low} to {high} mm")
+    axes = affine[:3, :3] / spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+        raise Refused("its axes are not at right angles (a tilted gantry, or a damaged affine)")
+
+
+def orient(volume: Volume) -> Volume:
+    """Permute and flip axes so that they run as near to ORIENTATION as they can; nothing is interpolated."""
+    cosines = _DIRECTIONS @ (volume.affine[:3, :3] / volume.spacing)       # wanted axis, own axis
+    order = max(permutations(range(3)), key=lambda axes: sum(abs(cosines[i, axis]) for i, axis in enumerate(axes)))
+    turn = np.zeros((4, 4))                                                 # new indices to old ones
+    turn[3, 3] = 1
+    flips = []
+    for new, old in enumerate(order):
+        backwards = cosines[new, old] < 0
+        flips.append(slice(None, None, -1 if backwards else 1))
+        turn[old, new] = -1 if backwards else 1
+        turn[old, 3] = volume.values.shape[old] - 1 if backwards else 0
+    known = None if volume.known is None else volume.known.transpose(order)[tuple(flips)]
+    return Volume(volume.values.transpose(order)[tuple(flips)], volume.affine @ turn, known)
+
+
+def obliqueness(volume: Volume) -> float:
+    """Degrees between an oriented volume's axes and the patient's."""
+    cosines = np.diag(_DIRECTIONS @ (volume.affine[:3, :3] / volume.spacing))
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the stored voxels lie in an oriented volume: per axis, indices of that volume."""
+
+    centres: tuple[np.ndarray, np.ndarray, np.ndarray]
+    """D, H and W positions."""
+    steps: tuple[float, float, float]
+    """Distance of neighbours."""
+
+
+def whole_grid(volume: Volume, spacing: tuple[float, ...]) -> Grid:
+    """The whole volume at `spacing`, around its middle."""
+    steps = _steps(volume, spacing)
+    counts = [max(1, round(n / step)) for n, step in zip(volume.values.shape, steps, strict=True)]
+    return _grid([(n - 1) / 2 for n in volume.values.shape], counts, steps)
+
+
+def cube_grid(volume: Volume, spacing: tuple[float, ...], shape: tuple[int, ...], centre: np.ndarray | None) -> Grid:
+    """`shape` voxels around a world point, or around the volume's middle."""
+    middle = np.array([(n - 1) / 2 for n in volume.values.shape])
+    if centre is not None:
+        middle = (np.linalg.inv(volume.affine) @ [*centre, 1.0])[:3]
+    return _grid(middle.tolist(), list(shape), _steps(volume, spacing))
+
+
+def _steps(volume: Volume, spacing: tuple[float, ...]) -> list[float]:
+    return [float(wanted / own) for wanted, own in zip(spacing, volume.spacing, strict=True)]
+
+
+def _grid(middle: list[float], counts: list[int], steps: list[float]) -> Grid:
+    z, y, x = (m + (np.arange(n) - (n - 1) / 2) * step for m, n, step in zip(middle, counts, steps, strict=True))
+    return Grid((z, y, x), (steps[0], steps[1], steps[2]))
+
+
+def centre_of_mask(mask: Volume) -> np.ndarray:
+    """World point of the centre of mass of everything that is neither 0 nor unknown."""
+    inside = np.argwhere((mask.values != 0) & (mask.values != UNKNOWN_CLASS))
+    if not len(inside):
+        raise Refused("its mask is empty, so that there is nothing to centre the cube at")
+    return np.asarray((mask.affine @ [*inside.mean(axis=0), 1.0])[:3])
+
+
+def sample_hu(volume: Volume, grid: Grid, scale: float, offset: float) -> np.ndarray:
+    """D H W int16: HU at the grid's places, antialiased; UNKNOWN_HU outside the volume and where most is unknown."""
+    weights, inside = [], []
+    for n, centres, step in zip(volume.values.shape, grid.centres, grid.steps, strict=True):
+        weights.append(resample.linear_weights(n, np.clip(centres, -0.5, n - 0.5), step))
+        inside.append(resample.nearest_index(n, centres)[1])
+    seen = np.asarray(inside[0][:, None, None] & inside[1][:, None] & inside[2])
+    if volume.known is None:
+        mixed = resample.apply(volume.values, tuple(weights))
+    else:
+        share = resample.apply(volume.known, tuple(weights))
+        mixed = resample.apply(np.where(volume.known, volume.values, 0), tuple(weights)) / np.maximum(share, 1e-6)
+        seen &= share >= 0.5
+    hu = np.clip(np.round(mixed * scale + offset), UNKNOWN_HU + 1, 32767).astype(np.int16)
+    return np.where(seen, hu, np.int16(UNKNOWN_HU))
+
+
+def sample_mask(mask: Volume, volume: Volume, grid: Grid) -> np.ndarray:
+    """D H W uint8: the nearest class of an oriented mask at the grid's places; UNKNOWN_CLASS outside the mask.
+
+    The mask may have another spacing, extent and orientation than the volume, but no rotation against it.
+    """
+    across = np.linalg.inv(mask.affine) @ volume.affine                     # volume's indices to the mask's
+    sideways = np.abs(across[:3, :3] - np.diag(np.diag(across[:3, :3]))) @ np.array(volume.values.shape)
+    if sideways.max() > 0.5:
+        raise Refused(f"its mask is turned against the image, by {sideways.max():.1f} voxels at the far end")
+    index, inside = [], []
+    for axis, (n, centres) in enumerate(zip(mask.values.shape, grid.centres, strict=True)):
+        nearest, within = resample.nearest_index(n, across[axis, axis] * centres + across[axis, 3])
+        index.append(nearest)
+        inside.append(within)
+    seen = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+    return np.where(seen, mask.values[np.ix_(*index)], UNKNOWN_CLASS).astype(np.uint8)
+
+
+def implausible_hu(samples: list[np.ndarray]) -> str | None:
+    """A sentence when volumes that claim to be HU hold no air, or nothing denser than air."""
+    known = [hu[hu != UNKNOWN_HU] for hu in samples]
+    known = [hu for hu in known if hu.size]
+    lowest = [float(np.percentile(hu, 0.1)) for hu in known]
+    airless = sum(low > NO_AIR_ABOVE for low in lowest)
+    if 2 * airless > len(known):
+        return (f"units: found {airless} of {len(known)} volumes whose lowest numbers are around "
+                f"{np.median(lowest):.0f}, expected HU, in which air is -1000. They look like HU + 1000. "
+                "Remedy: set offset: -1000 in the data run, or check_units: false if they really hold no air.")
+    low, high = IMPOSSIBLE_HU
+    thin = sum(bool(((hu > low) & (hu < high)).mean() > 0.05 or np.percentile(hu, 99.9) < NO_TISSUE_BELOW)
+               for hu in known)
+    if 2 * thin > len(known):
+        return (f"units: found {thin} of {len(known)} volumes with much that is lighter than air or with nothing as "
+                "dense as tissue, expected HU, in which air is -1000 and tissue around 0. They look like HU - 1000. "
+                "Remedy: check offset and scale in the data run, or set check_units: false.")
+    return None

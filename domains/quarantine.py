@@ -1,0 +1,380 @@
+"""Reads untrusted files in limited child processes: the parent sees pieces or a reason, whatever a file does.
+
+A child reads file after file, so that isolation costs little; when a file makes it crash, hang or run out of memory,
+that one file is quarantined and the child replaced. Results come back in the order of the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from domains import worker
+from domains.sample import DTYPES, Fact, ManifestRow, Piece, mask_shape
+
+START_SECONDS = 120
+"""How long a child may take to import its reader on a busy machine."""
+WINDOW_PER_WORKER = 16
+"""Rows that may be read ahead of the one that is due, per worker: a slow file must not let results pile up."""
+READ_AHEAD_BYTES = 512 * 2**20
+"""Results that may wait for the one that is due."""
+SMALL_REQUEST = 16_384
+"""A request below this size fits the pipe while the child is busy, so that sending it cannot block."""
+MAX_REASON = 300
+MAX_HEADER_BYTES = 64 * 2**20
+MAX_FACT_TEXT = 100
+
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "TMPDIR", "GDAL_DATA", "PROJ_DATA",
+                "PROJ_LIB")
+"""What a child inherits: no credentials, which a parser has no use for."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may take before it is quarantined, and how many are read at once."""
+
+    memory_gb: float = 8.0
+    """Address space of a reading process. Libraries map about 2 GB of it for themselves."""
+    seconds: int = 60
+    """Wall clock for one file."""
+    workers: int = 0
+    """Reading processes. 0: one per CPU core, eight at most."""
+
+    def __post_init__(self) -> None:
+        if self.memory_gb < 0.5 or self.seconds < 1 or self.workers < 0:
+            raise ValueError(f"limits: found memory_gb {self.memory_gb}, seconds {self.seconds}, workers "
+                             f"{self.workers}; expected at least 0.5, 1 and 0.")
+
+    @property
+    def num_workers(self) -> int:
+        """Reading processes on this machine."""
+        return self.workers or min(8, len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a child runs on each row: `read(row, settings)` of a module."""
+
+    module: str
+    """Import name of the domain's ingest module."""
+    settings: object
+    """The reader's settings: a dataclass at the top level of a module."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row: pieces, or the reason why there are none."""
+
+    row: ManifestRow
+    """The row."""
+    pieces: list[Piece] = field(default_factory=list)
+    """Empty when refused."""
+    reason: str = ""
+    """Why the file is quarantined; empty when it was read."""
+    sha256: str = ""
+    """Hash of the file's bytes; empty where there is no such file."""
+    peak_bytes: int = 0
+    """Most memory that the reading process has held so far."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pieces in memory."""
+        return sum(piece.values.nbytes + (0 if piece.mask is None else piece.mask.nbytes) for piece in self.pieces)
+
+
+def read_all(rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> Iterator[Outcome]:
+    """Read every row; one outcome each, in the rows' order.
+
+    Raises:
+        ImportError: the reader lacks a library; the text names the extra to install.
+        RuntimeError: a child cannot even start.
+    """
+    if rows:
+        pool = _Pool(rows, reader, limits)
+        try:
+            yield from pool.run()
+        finally:
+            pool.close()
+
+
+class _Child:
+    """One child process and the state of the reply that is being received."""
+
+    def __init__(self, reader: Reader, limits: Limits) -> None:
+        kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        # One thread per child: the pool is the parallelism, and each BLAS thread would take address space.
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-B", "-c", worker.START, json.dumps([os.path.abspath(place) for place in sys.path])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**kept, **threads})
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        os.set_blocking(self.stdout.fileno(), False)
+        self.max_bytes = int(limits.memory_gb * 2**30)
+        self.seconds = limits.seconds
+        self.pending: deque[int] = deque()
+        self.ready = False
+        self.deadline = time.monotonic() + START_SECONDS
+        self._expect_frame()
+        self.write({"module": reader.module, "settings": worker.encode(reader.settings),
+                    "memory_bytes": self.max_bytes, "seconds": limits.seconds})
+
+    def write(self, request: Any) -> None:
+        """Send one line. A child that has just died is noticed when its reply channel ends."""
+        try:
+            self.stdin.write(json.dumps(request).encode() + b"\n")
+            self.stdin.flush()
+        except BrokenPipeError:
+            self.deadline = 0.0
+
+    def start_clock(self) -> None:
+        """The first pending row begins now."""
+        if self.ready:
+            self.deadline = time.monotonic() + self.seconds if self.pending else float("inf")
+
+    def _expect_frame(self) -> None:
+        self._stage, self._buffer, self._filled = 0, bytearray(worker.LENGTHS.size), 0
+        self._lengths, self._header = (0, 0), b""
+
+    def receive(self) -> tuple[dict[str, Any], bytearray] | None:
+        """Take what has arrived; a whole frame when there is one. Raises EOFError at the end of the stream and
+        ValueError on a frame that no honest child sends."""
+        while True:
+            while self._filled < len(self._buffer):
+                try:
+                    with memoryview(self._buffer) as view:
+                        count = os.readv(self.stdout.fileno(), [view[self._filled:]])
+                except BlockingIOError:  # nothing more has arrived
+                    return None
+                if count == 0:
+                    raise EOFError
+                self._filled += count
+            if self._stage == 0:
+                self._lengths = worker.LENGTHS.unpack(self._buffer)
+                if self._lengths[0] > MAX_HEADER_BYTES or self._lengths[1] > self.max_bytes:
+                    raise ValueError("a reply larger than the limits")
+                self._stage, self._buffer, self._filled = 1, bytearray(self._lengths[0]), 0
+            elif self._stage == 1:
+                self._header = bytes(self._buffer)
+                self._stage, self._buffer, self._filled = 2, bytearray(self._lengths[1]), 0
+            else:
+                header, payload = json.loads(self._header), self._buffer
+                self._expect_frame()
+                return header, payload
+
+    def end(self) -> int:
+        """Kill, reap and close; returns how the process ended."""
+        # A child that crashed by itself has already ended; give it the moment that its exit status needs.
+        try:
+            self.process.wait(timeout=0.5 if self.deadline else 0.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        code = self.process.wait()
+        try:
+            self.stdin.close()
+        except BrokenPipeError:  # bytes for a reader that is gone
+            pass
+        self.stdout.close()
+        return code
+
+
+class _Pool:
+    def __init__(self, rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> None:
+        self.rows, self.reader, self.limits = rows, reader, limits
+        self.selector = selectors.DefaultSelector()
+        self.children: list[_Child] = []
+        self.next_row, self.due = 0, 0
+        self.again: deque[int] = deque()
+        self.done: dict[int, Outcome] = {}
+        self.waiting_bytes = 0
+        for _ in range(min(limits.num_workers, len(rows))):
+            self._start()
+
+    def run(self) -> Iterator[Outcome]:
+        while self.due < len(self.rows):
+            self._feed()
+            self._receive()
+            while self.due in self.done:
+                outcome = self.done.pop(self.due)
+                self.waiting_bytes -= outcome.num_bytes
+                self.due += 1
+                yield outcome
+
+    def close(self) -> None:
+        for child in self.children:
+            child.deadline = 0.0
+            child.process.kill()
+            child.end()
+        self.selector.close()
+
+    def _start(self) -> None:
+        child = _Child(self.reader, self.limits)
+        self.children.append(child)
+        self.selector.register(child.stdout, selectors.EVENT_READ, child)
+
+    def _feed(self) -> None:
+        """Give every child one row to read and one in hand."""
+        for depth in (1, 2):
+            for child in self.children:
+                if len(child.pending) < depth:
+                    self._give(child)
+
+    def _give(self, child: _Child) -> None:
+        # Rows that a dead child left behind come first: one of them is due soonest.
+        i = self.again[0] if self.again else self.next_row
+        full = i >= self.due + WINDOW_PER_WORKER * len(self.children) or self.waiting_bytes > READ_AHEAD_BYTES
+        if i >= len(self.rows) or (full and i != self.due):
+            return
+        request = worker.encode(self.rows[i])
+        if child.pending and len(json.dumps(request)) > SMALL_REQUEST:
+            return
+        if self.again:
+            self.again.popleft()
+        else:
+            self.next_row += 1
+        child.pending.append(i)
+        if len(child.pending) == 1:
+            child.start_clock()
+        child.write(request)
+
+    def _receive(self) -> None:
+        now = time.monotonic()
+        patience = max(0.0, min(child.deadline for child in self.children) - now)
+        arrived = self.selector.select(timeout=min(patience, 1.0))
+        for key, _ in arrived:
+            self._take(key.data)
+        # Only children from whom nothing was waiting to be read can be late: this process may itself have been slow.
+        heard = {id(key.data) for key, _ in arrived}
+        for child in list(self.children):
+            if id(child) not in heard and time.monotonic() > child.deadline:
+                self._replace(child, f"took longer than {self.limits.seconds} s" if child.ready else "")
+
+    def _take(self, child: _Child) -> None:
+        try:
+            while (frame := child.receive()) is not None:
+                self._finish(child, *frame)
+        except EOFError:
+            self._replace(child, "")
+        except (ValueError, KeyError, TypeError):
+            self._replace(child, "the reader broke its protocol")
+
+    def _finish(self, child: _Child, header: dict[str, Any], payload: bytearray) -> None:
+        if "missing" in header:
+            raise ImportError(str(header["missing"])[:MAX_REASON])
+        if "ready" in header:
+            child.ready = True
+        else:
+            row = self.rows[child.pending[0]]
+            outcome = _outcome(row, header, payload)
+            self._settle(child.pending.popleft(), outcome)
+        child.start_clock()
+
+    def _settle(self, i: int, outcome: Outcome) -> None:
+        self.done[i] = outcome
+        self.waiting_bytes += outcome.num_bytes
+
+    def _replace(self, child: _Child, reason: str) -> None:
+        """Quarantine the row that a child ended on, and start another child for the rest."""
+        self.selector.unregister(child.stdout)
+        self.children.remove(child)
+        if reason:
+            child.process.kill()
+        code = child.end()
+        if not child.ready:
+            raise RuntimeError(f"the reading process ended before it was ready (exit code {code}). Expected it to "
+                               f"import {self.reader.module}. Remedy: raise limits.memory_gb "
+                               f"({self.limits.memory_gb}), or free memory on this machine.")
+        if child.pending:
+            guilty = child.pending.popleft()
+            self._settle(guilty, Outcome(self.rows[guilty], reason=reason or _ending(code),
+                                         sha256=_hash_or_nothing(self.rows[guilty])))
+            self.again.extendleft(reversed(child.pending))
+        self._start()
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"the reader ended with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = ", probably for lack of memory" if name == "SIGKILL" else ""
+    return f"the reader crashed ({name}{hint})"
+
+
+def _hash_or_nothing(row: ManifestRow) -> str:
+    try:
+        return worker.hash_of(row.path)
+    except OSError:  # no such file: that is the reason's business
+        return ""
+
+
+def _outcome(row: ManifestRow, header: Mapping[str, Any], payload: bytearray) -> Outcome:
+    sha256, peak = str(header.get("sha256", ""))[:64], int(header.get("peak_bytes", 0))
+    if "refused" in header:
+        return Outcome(row, reason=_one_line(str(header["refused"])), sha256=sha256, peak_bytes=peak)
+    pieces, offset = [], 0
+    for described in header["pieces"]:
+        values, offset = _array(payload, offset, described["dtype"], described["shape"])
+        mask = None
+        if described["mask_shape"] is not None:
+            mask, offset = _array(payload, offset, described["mask_dtype"], described["mask_shape"])
+        pieces.append(Piece(values, mask, _facts(described["facts"]), str(described["suffix"])))
+    if offset != len(payload):
+        raise ValueError("arrays do not fill their frame")
+    reason = "" if pieces else "no usable sample in it"
+    return Outcome(row, pieces, reason, sha256, peak)
+
+
+def _array(payload: bytearray, offset: int, dtype: str, shape: Sequence[int]) -> tuple[np.ndarray, int]:
+    if dtype not in DTYPES or not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise ValueError("an array of a kind that is not stored")
+    count = int(np.prod([int(n) for n in shape], dtype=object))
+    end = offset + count * np.dtype(dtype).itemsize
+    if end > len(payload):
+        raise ValueError("an array larger than its frame")
+    return np.frombuffer(payload, dtype, count, offset).reshape(tuple(shape)), end
+
+
+def _facts(raw: Mapping[str, Any]) -> dict[str, Fact]:
+    for name, fact in raw.items():
+        for value in fact if isinstance(fact, list) else [fact]:
+            if not isinstance(value, str | int | float) or len(f"{name}{value}") > MAX_FACT_TEXT:
+                raise ValueError("a fact that is no number or short code")
+    return dict(raw)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON]
+
+
+def fault(piece: Piece, dtype: str, num_channels: int, num_dims: int, unknown: float | None) -> str:
+    """Why a piece does not keep its contract; empty when it does.
+
+    Args:
+        num_dims: 2 for points, 3 for images, 4 for volumes.
+    """
+    values, mask = piece.values, piece.mask
+    if values.dtype != np.dtype(dtype) or values.ndim != num_dims:
+        return f"found {values.dtype} with {values.ndim} dimensions, expected {dtype} with {num_dims}"
+    found = values.shape[-1] if num_dims == 2 else values.shape[0]
+    if found != num_channels:
+        return f"found {found} channels, expected {num_channels}"
+    if mask is not None and (mask.dtype != np.uint8 or mask.shape != mask_shape(values.shape)):
+        return f"found a mask of {mask.dtype} {mask.shape}, expected uint8 {mask_shape(values.shape)}"
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        if np.isinf(values).any() or (unknown is None and not finite.all()):
+            return "found values that are not finite"
+        if not finite.any():
+            return "found no known value"
+    return ""

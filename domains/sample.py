@@ -1,0 +1,103 @@
+"""The types that a domain's reader, the store and the stages hand to each other.
+
+Legend: B batch, C channels, D H W voxels or pixels, M points, F values per point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Fact = str | int | float | list[int] | list[float] | list[str]
+
+UNKNOWN_CLASS = 255
+"""The value in a mask that means "nobody has looked here"; it is masked from every loss and score."""
+
+DTYPES = ("uint8", "int16", "uint16", "float16", "float32")
+"""What prepared data may hold."""
+
+
+def mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a mask that belongs to values of `shape`: M for points M F, else all but the channels."""
+    return shape[:1] if len(shape) == 2 else shape[1:]
+
+
+class Refused(Exception):
+    """A reader's reason for not taking a file. The text must hold no header value beyond numbers and format names,
+    because it is written to quarantine.csv and to the logs, where patient data must never go."""
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One line of a manifest, after the run's column names have been applied."""
+
+    path: Path
+    """Absolute path of the file, or of the folder of a DICOM series or of a band-per-file scene."""
+    key: str
+    """The path relative to the data folder: what the row is called everywhere."""
+    group: str
+    """The unit that a split never cuts: patient, scene or block, object."""
+    split: str
+    """train, val, test or unlabelled; empty where the manifest leaves the choice to us."""
+    source: str
+    """Where the row comes from (hospital, sensor, campaign); empty when there is one only."""
+    mask_path: Path | None = None
+    """A mask on the same grid, where there is one."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Every other column of the manifest as text; an empty text means unknown, never negative."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sample as it will be stored: small numbers on the training grid.
+
+    A reader returns one or several pieces per manifest row (an image cut into tiles gives several).
+    """
+
+    values: np.ndarray
+    """C H W, C D H W or M F, of dtype uint8, int16, uint16, float16 or float32. Where the contract names an `unknown`
+    value, that value marks pixels that hold no data (nodata, padding, a band that the file lacks)."""
+    mask: np.ndarray | None = None
+    """H W, D H W or M of uint8 classes, UNKNOWN_CLASS where unknown."""
+    facts: dict[str, Fact] = field(default_factory=dict)
+    """What a report may say of the sample: spacing, original shape, bounds, CRS code, orientation. Numbers and codes
+    only: these reach index.parquet, logs and MLflow."""
+    suffix: str = ""
+    """Tells the pieces of one file apart ("@r0c64"); appended to the row's key."""
+
+
+TaskKind = Literal["single_label", "multi_label", "regression"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be predicted, and which manifest columns say it."""
+
+    kind: TaskKind
+    """single_label: one column, one class of several. multi_label: one column per finding, 0 or 1 each.
+    regression: one column per number."""
+    columns: tuple[str, ...]
+    """The manifest columns. single_label takes exactly one."""
+    classes: tuple[str, ...] = ()
+    """single_label: the class names in order. Empty: the sorted values that the training split holds."""
+    sources: tuple[str, ...] = ()
+    """Take labels from these sources only; rows of other sources count as unlabelled. Empty: all."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Take labels only from rows whose column has this value ({nir_valid: '1.0'}); other rows count as unlabelled."""
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise ValueError("a task needs at least one label column; found none. Name it under `columns`.")
+        if self.kind == "single_label" and len(self.columns) != 1:
+            raise ValueError(f"a single_label task takes one column; found {len(self.columns)}: "
+                             f"{', '.join(self.columns)}. Use kind: multi_label for several findings.")
+        if self.kind != "single_label" and self.classes:
+            raise ValueError(f"`classes` belongs to single_label tasks; this one is {self.kind}. Remove it.")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of a head's outputs, in order."""
+        return self.classes if self.kind == "single_label" else self.columns

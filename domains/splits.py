@@ -1,0 +1,142 @@
+"""Who is in train, val and test. A group (patient, scene or block, object) is never cut.
+
+Group names may be patient numbers: messages show a few of them as short hashes, never as text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from domains.sample import ManifestRow, Task
+
+HELD = ("train", "val", "test")
+"""The splits that must not share a group. Unlabelled rows may share one: the self-supervised pool leaves out those
+whose group is in val or test."""
+NUM_BINS = 5
+"""Regression targets are stratified by quintile: few enough that each holds groups of a small data set."""
+
+
+class GroupCut(ValueError):
+    """A group lies in more than one of train, val and test."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How rows that come without a split are divided."""
+
+    seed: int = 0
+    """Another seed, another division; it depends on nothing else but the groups and labels."""
+    val: float = 0.2
+    """Share of rows for choosing: early stopping, temperature, settings."""
+    test: float = 0.2
+    """Share of rows that only evaluation touches."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
+            raise ValueError(f"splits: found val {self.val} and test {self.test}, expected shares from 0 to 1 that "
+                             "leave some for train.")
+
+
+def pseudonym(group: str) -> str:
+    """A short hash that stands for a group in messages."""
+    return hashlib.sha256(group.encode()).hexdigest()[:12]
+
+
+def cut_groups(groups: Iterable[str], splits: Iterable[str]) -> list[str]:
+    """Groups that lie in more than one of train, val and test, sorted."""
+    seen: dict[str, str] = {}
+    cut = set()
+    for group, split in zip(groups, splits, strict=True):
+        if split in HELD and seen.setdefault(group, split) != split:
+            cut.add(group)
+    return sorted(cut)
+
+
+def assert_no_group_is_cut(groups: Iterable[str], splits: Iterable[str]) -> None:
+    """Raise GroupCut if a group lies in two of train, val and test. Every stage calls this before it writes."""
+    cut = cut_groups(groups, splits)
+    if cut:
+        raise GroupCut(f"splits: found {len(cut)} groups in more than one of train, val and test (sha256 begins with "
+                       f"{', '.join(pseudonym(group) for group in cut[:3])}{', ...' if len(cut) > 3 else ''}). "
+                       "Expected every group whole in one split. Remedy: correct the manifest's split column, or empty "
+                       "it to have the rows divided anew; `domains.splits.cut_groups(groups, splits)` lists them.")
+
+
+def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Task],
+           labels: Mapping[str, np.ndarray]) -> list[ManifestRow]:
+    """Give a split to the rows that have none; rows of a group that has one follow it.
+
+    Groups are sorted by stratum (source and labels) and, inside, by a hash of seed and name; walking along, each goes
+    to the split that lacks most rows. So every stretch of the order, and with it every stratum, has about the wanted
+    shares, and the outcome depends neither on the order of rows nor on a generator's state.
+
+    Args:
+        labels: per task n k, NaN where unknown; used for stratification.
+
+    Raises:
+        GroupCut: the manifest's own splits cut a group.
+    """
+    assert_no_group_is_cut((row.group for row in rows), (row.split for row in rows))
+    known = {row.group: row.split for row in rows if row.split in HELD}
+    open_rows: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if not row.split and row.group not in known:
+            open_rows[row.group].append(i)
+    strata = _strata(rows, open_rows, tasks, labels)
+    order = sorted(open_rows, key=lambda group: (strata[group], _rank(group, settings.seed), group))
+    known.update(_deal(order, [len(open_rows[group]) for group in order], settings))
+    divided = [row if row.split else dataclasses.replace(row, split=known[row.group]) for row in rows]
+    assert_no_group_is_cut((row.group for row in divided), (row.split for row in divided))
+    return divided
+
+
+def _rank(group: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
+
+
+def _deal(order: Sequence[str], sizes: Sequence[int], settings: Splits) -> dict[str, str]:
+    shares = {"train": 1 - settings.val - settings.test, "test": settings.test, "val": settings.val}
+    given = dict.fromkeys(shares, 0)
+    dealt, total = {}, 0
+    for group, size in zip(order, sizes, strict=True):
+        total += size
+        split = max(shares, key=lambda name: shares[name] * total - given[name])
+        dealt[group] = split
+        given[split] += size
+    return dealt
+
+
+def _strata(rows: Sequence[ManifestRow], members: Mapping[str, Sequence[int]], tasks: Mapping[str, Task],
+            labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+    """Per group its source and, per task, what its rows say."""
+    binned = {name: _bins(labels[name]) if task.kind == "regression" else labels[name] for name, task in tasks.items()}
+    return {group: (min(rows[i].source for i in of_group),
+                    *(_signature(binned[name][list(of_group)], tasks[name]) for name in sorted(tasks)))
+            for group, of_group in members.items()}
+
+
+def _signature(labels: np.ndarray, task: Task) -> str:
+    """What a group's rows say of one task: its commonest class or bin, or every finding that any row has."""
+    if not np.isfinite(labels).any():
+        return "unknown"
+    if task.kind == "multi_label":
+        return "".join("1" if positive else "0" for positive in (labels == 1).any(axis=0))
+    first = labels[:, 0]
+    values, tally = np.unique(first[np.isfinite(first)], return_counts=True)
+    return f"{values[np.argmax(tally)]:g}" if len(values) else "unknown"
+
+
+def _bins(labels: np.ndarray) -> np.ndarray:
+    binned = labels.copy()
+    for column in binned.T:
+        known = np.isfinite(column)
+        if known.any():
+            edges = np.quantile(column[known], np.linspace(0, 1, NUM_BINS + 1)[1:-1])
+            column[known] = np.searchsorted(edges, column[known])
+    return binned

@@ -1,0 +1,365 @@
+"""Prepared data: a few memory-mappable .npy shards and an index with one row per sample.
+
+Legend: C channels, D H W voxels or pixels, M points, F values per point, n samples, k outputs of a task.
+
+A shard is a flat array; a sample is a contiguous slice of it. Training maps the shards and reads slices, so that memory
+stays flat and nothing is decoded twice. Opening needs numpy and pyarrow alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from domains import contract as contracts
+from domains.contract import Contract
+from domains.sample import DTYPES, ManifestRow, Piece, mask_shape
+
+MAX_SHARD_BYTES = 256 * 2**20
+"""Large enough that a million samples are a few hundred files, small enough to copy and check one at a time."""
+ROWS_PER_WRITE = 8192
+"""Index rows kept in memory before they go to the parquet file."""
+LEAKS = "leaks.csv"
+"""Pairs of samples across splits that hold the same content or ground; see domains/duplicates.py."""
+
+_FIXED_COLUMNS = [
+    ("key", pa.string()), ("shard", pa.int32()), ("offset", pa.int64()), ("shape", pa.list_(pa.int32())),
+    ("mask_shard", pa.int32()), ("mask_offset", pa.int64()), ("group", pa.string()), ("split", pa.string()),
+    ("source", pa.string()), ("sha256", pa.string()), ("mask_sha256", pa.string()),
+    ("file_sha256", pa.string()), ("facts", pa.string()),
+]
+
+
+class DamagedData(ValueError):
+    """Prepared data on disk is not what was written."""
+
+
+def fingerprint(values: np.ndarray | None) -> str:
+    """sha256 over dtype, shape and bytes of a sample or of a mask; empty where there is none."""
+    if values is None:
+        return ""
+    digest = hashlib.sha256(f"{values.dtype.str}{values.shape}".encode())
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+class _Shards:
+    """Appends flat arrays to numbered .npy files, streaming: one sample in memory at a time."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, max_bytes: int) -> None:
+        self.folder, self.name, self.dtype, self.max_bytes = folder, name, np.dtype(dtype), max_bytes
+        self.number, self.length = -1, 0
+        self.file: IO[bytes] | None = None
+
+    def append(self, values: np.ndarray) -> tuple[int, int]:
+        """Write one sample; returns (shard, offset in elements)."""
+        if self.file is None or (self.length and self.length * self.dtype.itemsize + values.nbytes > self.max_bytes):
+            self._next()
+        assert self.file is not None
+        offset = self.length
+        self.file.write(np.ascontiguousarray(values).data)
+        self.length += values.size
+        return self.number, offset
+
+    def _next(self) -> None:
+        self.close()
+        self.number, self.length = self.number + 1, 0
+        self.file = (self.folder / f"{self.name}-{self.number:05d}.npy").open("wb")
+        self._header()
+
+    def _header(self) -> None:
+        assert self.file is not None
+        np.lib.format.write_array_header_1_0(
+            self.file, {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)})
+
+    def close(self) -> None:
+        """Write the final length into the header, which numpy pads so that the length may grow in place."""
+        if self.file is None:
+            return
+        self.file.seek(0)
+        self._header()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.file = None
+
+
+class Writer:
+    """Writes shards and index into a folder that the caller publishes when all is written."""
+
+    def __init__(self, folder: Path, dtype: str, tasks: Iterable[str] = (),
+                 max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype of shards: found {dtype}, expected one of {', '.join(DTYPES)}.")
+        self.dtype, self.tasks = np.dtype(dtype), tuple(tasks)
+        self.num_samples = 0
+        self.num_bytes = 0
+        self._values = _Shards(folder, "shard", dtype, max_shard_bytes)
+        self._masks = _Shards(folder, "mask", "uint8", max_shard_bytes)
+        self._schema = pa.schema([*_FIXED_COLUMNS, *((f"y.{name}", pa.list_(pa.float32())) for name in self.tasks)])
+        self._index = pq.ParquetWriter(folder / "index.parquet", self._schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, piece: Piece, row: ManifestRow, labels: Mapping[str, np.ndarray] | None = None,
+            file_sha256: str = "") -> str:
+        """Store one piece of the file that `row` names.
+
+        Args:
+            labels: per task a vector of floats, NaN where unknown. Every task must be given: an unknown label is said,
+                not forgotten.
+            file_sha256: hash of the raw file, for lineage.
+
+        Returns:
+            The sample's key: the row's key plus the piece's suffix.
+        """
+        labels = labels or {}
+        if set(labels) != set(self.tasks):
+            raise ValueError(f"labels: found {sorted(labels)}, expected {sorted(self.tasks)}; give NaN for unknown.")
+        if piece.values.dtype != self.dtype:
+            raise ValueError(f"values: found {piece.values.dtype}, expected {self.dtype}.")
+        if piece.mask is not None and (piece.mask.dtype != np.uint8
+                                       or piece.mask.shape != mask_shape(piece.values.shape)):
+            raise ValueError(f"mask: found {piece.mask.dtype} {piece.mask.shape}, expected uint8 "
+                             f"{mask_shape(piece.values.shape)}.")
+        key = row.key + piece.suffix
+        shard, offset = self._values.append(piece.values)
+        mask_shard, mask_offset = (-1, -1) if piece.mask is None else self._masks.append(piece.mask)
+        self._rows.append({
+            "key": key, "shard": shard, "offset": offset, "shape": list(piece.values.shape),
+            "mask_shard": mask_shard, "mask_offset": mask_offset, "group": row.group, "split": row.split,
+            "source": row.source, "sha256": fingerprint(piece.values), "mask_sha256": fingerprint(piece.mask),
+            "file_sha256": file_sha256, "facts": json.dumps(piece.facts, sort_keys=True),
+            **{f"y.{name}": np.asarray(labels[name], np.float32).tolist() for name in self.tasks},
+        })
+        self.num_samples += 1
+        self.num_bytes += piece.values.nbytes
+        if len(self._rows) >= ROWS_PER_WRITE:
+            self._flush()
+        return key
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._index.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def close(self) -> None:
+        """Finish shards and index."""
+        self._flush()
+        self._index.close()
+        self._values.close()
+        self._masks.close()
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Open a prepared folder and check that every shard has the size that its index needs."""
+    folder = Path(folder)
+    if not (folder / "index.parquet").is_file():
+        raise FileNotFoundError(f"no prepared data at {folder}: found no index.parquet. Run `lacuna ingest`.")
+    return Prepared(folder)
+
+
+class Prepared:
+    """Prepared data, read-only. Values are views of memory-mapped shards: copy before writing to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.contract: Contract = contracts.load(folder / "contract.json")
+        table = pq.read_table(folder / "index.parquet", columns=["shard", "offset", "shape", "mask_shard",
+                                                                 "mask_offset"])
+        self._shard = _numbers(table, "shard")
+        self._offset = _numbers(table, "offset")
+        self._mask_shard = _numbers(table, "mask_shard")
+        self._mask_offset = _numbers(table, "mask_offset")
+        shapes = table["shape"].combine_chunks()
+        self._dims = shapes.flatten().to_numpy().astype(np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(shapes.value_lengths().to_numpy())]).astype(np.int64)
+        self._maps: dict[str, np.ndarray] = {}
+        self._columns: dict[str, list[Any]] = {}
+        self._labels: dict[str, np.ndarray] = {}
+        self._check_sizes()
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map would carry its whole content to the worker process; each opens its own instead.
+        return {**self.__dict__, "_maps": {}}
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """Shape of sample i."""
+        return tuple(int(n) for n in self._dims[self._starts[i]:self._starts[i + 1]])
+
+    def values(self, i: int) -> np.ndarray:
+        """Sample i as a read-only view of its shard: C H W, C D H W or M F in the contract's dtype."""
+        shape, offset = self.shape(i), int(self._offset[i])
+        return self._map(f"shard-{self._shard[i]:05d}.npy")[offset:offset + _size(shape)].reshape(shape)
+
+    def stacks(self, rows: np.ndarray, max_values: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, values K C ... or K M F) for neighbours in `rows` that have one shape: at most `max_values` values,
+        and at least one sample. A Python loop over a million small samples would cost more than the work on them."""
+        start = 0
+        while start < len(rows):
+            first = int(rows[start])
+            size = _size(self.shape(first))
+            here = rows[start:start + max(1, max_values // size)]
+            alike = self._shaped_as(here, first)
+            here = here if alike.all() else here[:int(np.argmin(alike))]
+            yield here, self._stack(here, size)
+            start += len(here)
+
+    def _shaped_as(self, rows: np.ndarray, i: int) -> np.ndarray:
+        own = self._dims[self._starts[i]:self._starts[i + 1]]
+        same = np.diff(self._starts)[rows] == len(own)
+        for axis, extent in enumerate(own):
+            at = np.minimum(self._starts[rows] + axis, len(self._dims) - 1)
+            same &= self._dims[at] == extent
+        return same
+
+    def _stack(self, rows: np.ndarray, size: int) -> np.ndarray:
+        first, last = int(rows[0]), int(rows[-1])
+        adjoining = len(rows) == last - first + 1 and self._shard[first] == self._shard[last] and (
+            self._offset[last] - self._offset[first] == (last - first) * size)
+        if not adjoining:
+            return np.stack([self.values(int(i)) for i in rows])
+        offset = int(self._offset[first])
+        flat = self._map(f"shard-{self._shard[first]:05d}.npy")[offset:offset + len(rows) * size]
+        return flat.reshape((len(rows), *self.shape(first)))
+
+    def mask(self, i: int) -> np.ndarray | None:
+        """Sample i's mask of uint8 classes (255 unknown) as a read-only view, or None where it has none."""
+        if self._mask_shard[i] < 0:
+            return None
+        shape, offset = mask_shape(self.shape(i)), int(self._mask_offset[i])
+        return self._map(f"mask-{self._mask_shard[i]:05d}.npy")[offset:offset + _size(shape)].reshape(shape)
+
+    @property
+    def has_mask(self) -> np.ndarray:
+        """n bool: which samples come with a mask."""
+        return self._mask_shard >= 0
+
+    def column(self, name: str) -> list[Any]:
+        """A column of the index (key, group, split, source, sha256, file_sha256, facts as dicts, ...) as a list."""
+        if name not in self._columns:
+            self._columns[name] = self._arrow(name).to_pylist()
+            if name == "facts":
+                self._columns[name] = [json.loads(text) for text in self._columns[name]]
+        return self._columns[name]
+
+    def labels(self, task: str) -> np.ndarray:
+        """float32 n k: a class index (single_label) or one number per column; NaN where unknown. Not to be written to:
+        every caller gets the same array."""
+        if task not in self.contract.tasks:
+            raise ValueError(f"task: found {task}, expected one of {', '.join(self.contract.tasks) or '(none)'}. "
+                             "Add it under `tasks` of the data run and ingest again.")
+        if task not in self._labels:
+            flat: np.ndarray = self._arrow(f"y.{task}").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            self._labels[task] = flat.astype(np.float32).reshape(len(self), -1)
+            self._labels[task].flags.writeable = False
+        return self._labels[task]
+
+    def rows(self, split: str | Iterable[str] | None = None, source: str | Iterable[str] | None = None,
+             task: str | None = None) -> np.ndarray:
+        """int64 indices of the samples in these splits and sources, and with any label of this task; ascending."""
+        keep = np.ones(len(self), bool)
+        for name, wanted in (("split", split), ("source", source)):
+            if wanted is not None:
+                allowed = pa.array([wanted] if isinstance(wanted, str) else list(wanted), pa.string())
+                keep &= pc.is_in(self._arrow(name), value_set=allowed).to_numpy(zero_copy_only=False)
+        if task is not None:
+            keep &= np.isfinite(self.labels(task)).any(axis=1)
+        return np.flatnonzero(keep).astype(np.int64)
+
+    def pool(self) -> np.ndarray:
+        """What self-supervision may see: train and unlabelled samples whose group is in no val or test sample and that
+        repeat none of them (an exact or near duplicate, or overlapping ground, found at ingest)."""
+        split = self._arrow("split")
+        held = pc.is_in(split, value_set=pa.array(["val", "test"]))
+        held_groups = pc.unique(self._arrow("group").filter(held))
+        free = pc.and_(pc.is_in(split, value_set=pa.array(["train", "unlabelled"])),
+                       pc.invert(pc.is_in(self._arrow("group"), value_set=held_groups)))
+        free = pc.and_(free, pc.invert(pc.is_in(self._arrow("key"), value_set=pa.array(self._repeats, pa.string()))))
+        return np.flatnonzero(free.to_numpy(zero_copy_only=False)).astype(np.int64)
+
+    @cached_property
+    def _repeats(self) -> list[str]:
+        """Keys of train or unlabelled samples that repeat a held-out one."""
+        path = self.folder / LEAKS
+        if not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            pairs = list(csv.DictReader(file))
+        sides = [(pair[f"key_{a}"], pair[f"split_{a}"], pair[f"split_{b}"]) for pair in pairs
+                 for a, b in (("a", "b"), ("b", "a"))]
+        return sorted({key for key, own, other in sides if own in ("train", "unlabelled") and other in ("val", "test")})
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over index, contract and leaks: changes when any sample, label, split or statistic does."""
+        digest = hashlib.sha256()
+        for name in ("index.parquet", "contract.json", LEAKS):
+            path = self.folder / name
+            digest.update(path.read_bytes() if path.is_file() else b"")
+        return digest.hexdigest()
+
+    def verify(self) -> list[str]:
+        """Read every sample and return the keys of those whose bytes are not what was written."""
+        expected = zip(self.column("key"), self.column("sha256"), self.column("mask_sha256"), strict=True)
+        return [key for i, (key, values, mask) in enumerate(expected)
+                if fingerprint(self.values(i)) != values or fingerprint(self.mask(i)) != mask]
+
+    def _arrow(self, name: str) -> pa.ChunkedArray:
+        known = pq.read_schema(self.folder / "index.parquet").names
+        if name not in known:
+            raise ValueError(f"index column: found {name}, expected one of {', '.join(known)}.")
+        return pq.read_table(self.folder / "index.parquet", columns=[name])[name]
+
+    def _map(self, name: str) -> np.ndarray:
+        if name not in self._maps:
+            path = self.folder / name
+            try:
+                self._maps[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise DamagedData(f"{path.name} in {self.folder} cannot be mapped ({type(error).__name__}): it is "
+                                  "missing or cut short. Remedy: run `lacuna ingest` again.") from error
+        return self._maps[name]
+
+    def _check_sizes(self) -> None:
+        if not len(self):
+            return
+        starts, leading = self._starts[:-1], self._dims[self._starts[:-1]]
+        sizes = np.multiply.reduceat(self._dims, starts)
+        mask_sizes = np.where(np.diff(self._starts) == 2, leading, sizes // np.maximum(leading, 1))
+        self._check("shard", self._shard, self._offset + sizes, self.contract.dtype)
+        has = self._mask_shard >= 0
+        self._check("mask", self._mask_shard[has], (self._mask_offset + mask_sizes)[has], "uint8")
+
+    def _check(self, name: str, shards: np.ndarray, ends: np.ndarray, dtype: str) -> None:
+        if not len(shards):
+            return
+        needed = np.zeros(int(shards.max()) + 1, np.int64)
+        np.maximum.at(needed, shards, ends)
+        for number, length in enumerate(needed):
+            shard = self._map(f"{name}-{number:05d}.npy")
+            if shard.dtype != np.dtype(dtype) or shard.ndim != 1 or len(shard) != length:
+                raise DamagedData(f"{name}-{number:05d}.npy in {self.folder}: found {shard.dtype} {shard.shape}, "
+                                  f"expected {dtype} ({length},). Remedy: run `lacuna ingest` again.")
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    numbers: np.ndarray = table[name].to_numpy()
+    return numbers.astype(np.int64)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))

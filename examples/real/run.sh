@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# All four tracks on real files (examples/real/params.yaml), then the arms beside floors recomputed on the same split.
+# LACUNA_SHARED names the folder that holds data/ with cxr, ct, multispectral and pointcloud. Finished stages are not
+# repeated; REAL_FRESH=1 begins again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+data=${LACUNA_SHARED:-../../../shared}/data
+if [ ! -f "$data/cxr/labels.csv" ]; then
+    echo "make real: found no $data/cxr/labels.csv. Expected the folder with the real files; set LACUNA_SHARED to the folder that holds data/." >&2
+    exit 2
+fi
+ln -sfn "$(cd "$data" && pwd)" source
+if [ "${REAL_FRESH:-0}" = 1 ]; then
+    rm -rf data artifacts reports .work
+fi
+stage() {   # stage NAME MARKER-OF-A-FINISHED-STAGE
+    if [ -e "$3" ]; then
+        echo "$1 $2: done before"
+    else
+        lacuna "$1" "$2"
+    fi
+}
+for name in cxr lidc settlement shapes; do
+    stage ingest $name data/prepared/$name/index.parquet
+    stage pretrain $name artifacts/pretrain/$name/checkpoint.json
+done
+for name in pneumonia findings malignancy texture settlement psb dales; do
+    stage finetune $name artifacts/finetune/$name/summary.json
+    stage evaluate $name reports/evaluate/$name/metrics.json
+done
+lacuna compare --out reports/compare
+echo "reconstructions: examples/real/reports/pretrain/*/reconstruction.png"

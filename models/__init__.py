@@ -1,0 +1,1 @@
+"""What is learnt: encoder, objectives, heads. Imports itself and torch alone."""

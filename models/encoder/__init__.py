@@ -1,0 +1,1 @@
+"""Patches, masks, positions and the transformer."""

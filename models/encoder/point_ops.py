@@ -1,0 +1,96 @@
+"""The three point operations that Point-MAE needs, in plain torch: farthest points, neighbours, Chamfer distance.
+
+Legend: B batch, M points, S chosen points, G groups, K points per group. Coordinates are the last axis, always 3.
+
+All are batched and run on any device; none draws random numbers. Points are expected finite and centred: the domain's
+`ingest` drops non-finite points and its `normalise` moves the centroid to 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def farthest_point_sampling(points: Tensor, num: int, start: int | Tensor = 0) -> Tensor:
+    """Choose `num` points, each the farthest from all chosen before it.
+
+    Textbook rule: begin at `start`; then always take the point whose distance to its nearest chosen point is largest,
+    the lowest index among equals. No index is chosen twice, even when the cloud holds fewer than `num` distinct points.
+
+    Args:
+        points: B M 3.
+        num: how many to choose, at most M.
+        start: index of the first point, one for all samples or one per sample (B).
+
+    Returns:
+        B num indices into M, in the order of choosing.
+    """
+    batch, available, _ = points.shape
+    if num > available:
+        raise ValueError(f"farthest point sampling: found {available} points, expected at least {num}. "
+                         "Give the model larger clouds, or ask for fewer groups.")
+    x, y, z = points.float().permute(2, 0, 1).contiguous()  # 3 of B M: each step then reads memory in order
+    chosen = torch.empty(batch, num, dtype=torch.long, device=points.device)
+    last = torch.as_tensor(start, dtype=torch.long, device=points.device).expand(batch).unsqueeze(1)  # B 1
+    nearest = torch.full((batch, available), torch.inf, device=points.device)
+    for step in range(num):
+        chosen[:, step] = last[:, 0]
+        distance = ((x - x.gather(1, last)).square_() + (y - y.gather(1, last)).square_()
+                    + (z - z.gather(1, last)).square_())
+        # -1 is below every distance, so that a chosen point stays chosen among exact duplicates
+        nearest = torch.minimum(nearest, distance).scatter_(1, last, -1.0)
+        last = nearest.argmax(1, keepdim=True)  # torch takes the first of equal maxima
+    return chosen
+
+
+@torch.no_grad()
+def nearest_neighbours(centres: Tensor, points: Tensor, num: int) -> Tensor:
+    """The `num` points nearest to each centre, nearest first; equal distances come in any order.
+
+    Args:
+        centres: B G 3.
+        points: B M 3.
+        num: neighbours per centre, at most M.
+
+    Returns:
+        B G num indices into M.
+    """
+    if num > points.shape[1]:
+        raise ValueError(f"nearest neighbours: found {points.shape[1]} points, expected at least {num}. "
+                         "Give the model larger clouds, or ask for smaller groups.")
+    # By differences, not by a matrix product: |a|^2 + |b|^2 - 2ab loses the digits that tell close neighbours apart
+    distance = torch.cdist(centres.float(), points.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.topk(num, dim=-1, largest=False, sorted=True).indices
+
+
+def chamfer_l2(pred: Tensor, target: Tensor) -> Tensor:
+    """Squared Chamfer distance of each group: mean over pred of the squared distance to the nearest target point, plus
+    the same the other way round. Summed and not halved, as Point-MAE does. Differentiable; computed in float32.
+
+    Args:
+        pred: B G K 3 (or any leading axes).
+        target: B G L 3, the same leading axes; L may differ from K.
+
+    Returns:
+        B G distances.
+    """
+    distance = _squared_distances(pred.flatten(0, -3), target.flatten(0, -3))  # BG K L
+    forward = distance.min(dim=2).values.mean(1)
+    backward = distance.min(dim=1).values.mean(1)
+    return (forward + backward).reshape(pred.shape[:-2])
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """a: N K 3, b: N L 3 -> N K L, in float32 whatever autocast says."""
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = a.float(), b.float()
+        if a.device.type == "cpu":
+            # |a|^2 + |b|^2 - 2ab in one call is five times faster here than differences; groups lie around 0, so that
+            # little is lost, and the clamp takes the negative roundings
+            norms = a.square().sum(2).unsqueeze(2) + b.square().sum(2).unsqueeze(1)
+            return torch.baddbmm(norms, a, b.transpose(1, 2), alpha=-2).clamp_min(0)
+        # A GPU may be told to multiply in TF32, whose error is larger than these distances; differences are exact there
+        # and their cost is small beside the encoder's
+        return (a.unsqueeze(2) - b.unsqueeze(1)).square().sum(3)

@@ -1,0 +1,231 @@
+"""Tokenizers cut a sample into patches, without parameters, and embed a patch's values.
+
+Each has `patchify`, `unpatchify`, `embed` and `place_code(dim)`; nothing after them knows what kind of data it was.
+
+Legend: B batch, C channels, D H W voxels or pixels, N patches, P values per patch, K place coordinates, M points,
+G groups of k points, E width of the encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.encoder.batch_norm import SyncedBatchNorm1d
+from models.encoder.patches import Patches
+from models.encoder.point_ops import farthest_point_sampling, nearest_neighbours
+from models.encoder.positions import BandPositions, GridPositions, PointPositions
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square or cubic patches with all channels inside one token: X-ray, CT, RGB (ViT, MAE)."""
+
+    kind: Literal["grid"] = "grid"
+    patch: tuple[int, ...] = (16, 16)
+    """Patch size in pixels (y, x) or voxels (z, y, x); as many numbers as the data has axes."""
+
+    def __post_init__(self) -> None:
+        if len(self.patch) not in (2, 3) or min(self.patch) < 1:
+            raise ValueError(f"patch: found {list(self.patch)}, expected two or three sizes of at least 1.")
+
+
+@dataclass(frozen=True)
+class Bands:
+    """One token per band and patch, one projection shared by all bands: multispectral (ChannelViT)."""
+
+    kind: Literal["bands"] = "bands"
+    patch: tuple[int, int] = (8, 8)
+    """Patch size in pixels (y, x)."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of neighbouring points around farthest-point centres, embedded by a small PointNet (Point-MAE)."""
+
+    kind: Literal["groups"] = "groups"
+    num_groups: int = 64
+    """Centres per cloud; Point-MAE takes 64 for 1024 points."""
+    group_size: int = 32
+    """Nearest points per centre."""
+    widths: tuple[int, int, int] = (128, 256, 512)
+    """Of the PointNet that embeds a group: its two layers per point and the one after the group's maximum has joined.
+    At Point-MAE's size it takes half of the compute; a narrow encoder should have narrow ones."""
+
+
+TokenizerSettings = Grid | Bands | Groups
+
+
+class GridTokenizer(nn.Module):
+    """values: (p_row, p_col, channel) order as in MAE, with depth first in 3-D; place: grid coordinates."""
+
+    def __init__(self, patch: Sequence[int], num_channels: int, width: int) -> None:
+        super().__init__()
+        self.patch, self.num_channels = tuple(patch), num_channels
+        self.num_values = math.prod(patch) * num_channels
+        self.project = nn.Linear(self.num_values, width)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def patchify(self, x: Tensor, known: Tensor | None = None) -> Patches:
+        """x B C (D) H W, known likewise -> Patches. Raises ValueError when the patch does not divide the size."""
+        grid = _grid_of(x.shape[2:], self.patch)
+        place = _coordinates(grid, x.device).expand(len(x), -1, -1)
+        return Patches(_cut(x, grid, self.patch), place, None if known is None else _cut(known, grid, self.patch))
+
+    def unpatchify(self, values: Tensor, size: Sequence[int]) -> Tensor:
+        """values B N P -> B C (D) H W of that size; the inverse of patchify."""
+        return _join(values, _grid_of(size, self.patch), self.patch, self.num_channels)
+
+    def embed(self, values: Tensor) -> Tensor:
+        """B N P -> B N E"""
+        return self.project(values)
+
+    def place_code(self, dim: int) -> nn.Module:
+        """Fixed sines and cosines."""
+        return GridPositions(dim, axes=len(self.patch))
+
+
+class BandTokenizer(nn.Module):
+    """values: the pixels of one band; place: (band, y, x)."""
+
+    def __init__(self, patch: Sequence[int], num_channels: int, width: int) -> None:
+        super().__init__()
+        self.patch, self.num_channels = tuple(patch), num_channels
+        self.num_values = math.prod(patch)
+        self.project = nn.Linear(self.num_values, width)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        self.channels: tuple[int, ...] = tuple(range(num_channels))
+
+    def read_channels(self, channels: Sequence[int]) -> None:
+        """Say which of the encoder's channels the data has, in the data's order. Default: all, in order."""
+        if max(channels) >= self.num_channels or min(channels) < 0:
+            raise ValueError(f"channels {list(channels)}: the encoder knows 0 to {self.num_channels - 1}.")
+        self.channels = tuple(channels)
+
+    def patchify(self, x: Tensor, known: Tensor | None = None) -> Patches:
+        """x B C H W with C = len(channels), known likewise -> Patches of C * n, band by band."""
+        if x.shape[1] != len(self.channels):
+            raise ValueError(f"found {x.shape[1]} bands, expected {len(self.channels)}.")
+        grid = _grid_of(x.shape[2:], self.patch)
+        yx = _coordinates(grid, x.device)                                   # n 2
+        band = torch.tensor(self.channels, device=x.device, dtype=yx.dtype)
+        place = torch.cat([band.repeat_interleave(len(yx))[:, None], yx.repeat(len(band), 1)], 1)   # C*n 3
+        return Patches(self._cut(x, grid), place.expand(len(x), -1, -1),
+                       None if known is None else self._cut(known, grid))
+
+    def unpatchify(self, values: Tensor, size: Sequence[int]) -> Tensor:
+        """values B C*n p*p -> B C H W"""
+        batch = values.shape[0]
+        grid = _grid_of(size, self.patch)
+        joined = _join(values.reshape(batch * len(self.channels), -1, self.num_values), grid, self.patch, 1)
+        return joined.reshape(batch, len(self.channels), *size)
+
+    def embed(self, values: Tensor) -> Tensor:
+        """B N P -> B N E"""
+        return self.project(values)
+
+    def place_code(self, dim: int) -> nn.Module:
+        """Sines and cosines of (y, x) plus a learnt code per band."""
+        return BandPositions(dim, self.num_channels)
+
+    def _cut(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+        return _cut(x.reshape(-1, 1, *x.shape[2:]), grid, self.patch).reshape(len(x), -1, self.num_values)
+
+
+class GroupTokenizer(nn.Module):
+    """values: k points relative to the centre, never scaled; place: the centre (Point-MAE, section 3.1)."""
+
+    def __init__(self, settings: Groups, width: int) -> None:
+        super().__init__()
+        self.num_groups, self.group_size = settings.num_groups, settings.group_size
+        self.num_values = settings.group_size * 3
+        first, second, third = settings.widths
+        self.point = nn.ModuleList([nn.Linear(3, first), SyncedBatchNorm1d(first), nn.Linear(first, second)])
+        self.group = nn.ModuleList([nn.Linear(2 * second, third), SyncedBatchNorm1d(third), nn.Linear(third, width)])
+
+    def patchify(self, x: Tensor, known: Tensor | None = None) -> Patches:
+        """x B M 3 -> Patches of G groups. Every point is data: `known` must be None."""
+        assert known is None, "clouds hold no unknown points; fetch gives real ones only"
+        if x.shape[1] < max(self.num_groups, self.group_size):
+            raise ValueError(f"found clouds of {x.shape[1]} points, expected at least num_groups {self.num_groups} and "
+                             f"group_size {self.group_size}. Ingest more points per sample or make the groups smaller.")
+        centre = _gather_points(x, farthest_point_sampling(x, self.num_groups))       # B G 3
+        index = nearest_neighbours(centre, x, self.group_size)                                      # B G k
+        near = _gather_points(x, index.flatten(1)).reshape(*index.shape, 3)          # B G k 3
+        return Patches((near - centre[:, :, None]).flatten(2), centre)
+
+    def unpatchify(self, values: Tensor, place: Tensor) -> Tensor:
+        """values B N P, place B N 3 -> the points themselves, B N*k 3."""
+        points = values.reshape(*values.shape[:2], self.group_size, 3) + place[:, :, None]
+        return points.flatten(1, 2)
+
+    def embed(self, values: Tensor) -> Tensor:
+        """B N P -> B N E: a PointNet with one global-to-local step."""
+        batch, count = values.shape[:2]
+        x = values.reshape(-1, 3)                                            # B*N*k 3
+        first, norm, second = self.point
+        x = second(norm(first(x)).relu()).reshape(batch * count, self.group_size, -1)       # B*N k second
+        x = torch.cat([x.amax(1, keepdim=True).expand_as(x), x], -1)         # B*N k 2*second
+        first, norm, second = self.group
+        x = second(norm(first(x).flatten(0, 1)).relu())                      # B*N*k E
+        return x.reshape(batch * count, self.group_size, -1).amax(1).reshape(batch, count, -1)
+
+    def place_code(self, dim: int) -> nn.Module:
+        """A small network of the centre."""
+        return PointPositions(dim)
+
+
+Tokenizer = GridTokenizer | BandTokenizer | GroupTokenizer
+
+
+def build_tokenizer(settings: TokenizerSettings, num_channels: int, width: int) -> Tokenizer:
+    """The module that these settings describe."""
+    match settings:
+        case Grid():
+            return GridTokenizer(settings.patch, num_channels, width)
+        case Bands():
+            return BandTokenizer(settings.patch, num_channels, width)
+        case Groups():
+            return GroupTokenizer(settings, width)
+
+
+def _grid_of(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    if len(size) != len(patch) or any(s % p for s, p in zip(size, patch, strict=True)):
+        raise ValueError(f"patch {list(patch)} does not divide the size {list(size)}. Choose a size or a patch so that "
+                         "every axis is a whole number of patches.")
+    return tuple(s // p for s, p in zip(size, patch, strict=True))
+
+
+def _coordinates(grid: Sequence[int], device: torch.device) -> Tensor:
+    """N K float coordinates of the grid's cells, first axis slowest."""
+    axes = torch.meshgrid(*(torch.arange(n, device=device, dtype=torch.float32) for n in grid), indexing="ij")
+    return torch.stack([axis.flatten() for axis in axes], -1)
+
+
+def _cut(x: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """B C *size -> B N (*patch C)"""
+    batch, channels = x.shape[:2]
+    split = x.reshape(batch, channels, *(n for pair in zip(grid, patch, strict=True) for n in pair))
+    axes = len(grid)
+    cells, inside = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    return split.permute(0, *cells, *inside, 1).reshape(batch, math.prod(grid), -1)
+
+
+def _join(values: Tensor, grid: Sequence[int], patch: Sequence[int], channels: int) -> Tensor:
+    """B N (*patch C) -> B C *size"""
+    axes = len(grid)
+    split = values.reshape(len(values), *grid, *patch, channels)
+    order = [2 * axes + 1] + [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
+    return split.permute(0, *order).reshape(len(values), channels, *(g * p for g, p in zip(grid, patch, strict=True)))
+
+
+def _gather_points(x: Tensor, index: Tensor) -> Tensor:
+    """x B M 3, index B n -> B n 3"""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,173 @@
+"""The plain transformer that every domain shares (ViT, Dosovitskiy et al. 2021; masked as in MAE).
+
+Legend: B batch, N patches, V visible, P values per patch, K place coordinates, E width, h heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from models.encoder.patches import Features, Mask, Patches, see_all, take_patches
+from models.encoder.tokenizers import Grid, TokenizerSettings, build_tokenizer
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Width, depth and heads, when none of the named sizes is wanted."""
+
+    width: int
+    """Numbers per token."""
+    depth: int
+    """Transformer blocks."""
+    num_heads: int
+    """Attention heads; they share the width equally."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}.")
+
+
+SIZES = {"tiny": Shape(192, 12, 3), "small": Shape(384, 12, 6), "base": Shape(768, 12, 12),
+         "large": Shape(1024, 24, 16)}
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """An encoder, as far as it does not follow from the data."""
+
+    tokenizer: TokenizerSettings = Grid()
+    """How samples are cut into patches: grid, bands or groups."""
+    size: Literal["tiny", "small", "base", "large"] | Shape = "base"
+    """A named size (192, 384, 768, 1024 wide) or {width, depth, num_heads}."""
+    class_token: bool = True
+    """Carry one extra token that gathers a summary."""
+    place_every_block: bool = False
+    """Add the position code before every block, not once (Point-MAE)."""
+    drop_path: float = 0.0
+    """Share of samples whose residual branch is skipped in the last block while training; grows linearly from 0
+    (Huang et al. 2016)."""
+    dropout: float = 0.0
+    """Share of activations dropped after attention and in the MLP while training."""
+
+    @property
+    def shape(self) -> Shape:
+        """The size in numbers."""
+        return SIZES[self.size] if isinstance(self.size, str) else self.size
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """x B V E, valid B V bool (which tokens may be looked at) -> B V E"""
+        batch, count, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)   # B h V E/h each
+        looked_at = None if valid is None else valid[:, None, None]          # B 1 1 V
+        y = scaled_dot_product_attention(q, k, v, attn_mask=looked_at)
+        return self.drop(self.proj(y.transpose(1, 2).reshape(batch, count, width)))
+
+
+class DropPath(nn.Module):
+    """Skip a residual branch for a random share of the samples while training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x B ... -> the same, some samples 0, the others scaled up so that the mean stays."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.rate
+        return x * kept / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = Attention(width, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout),
+                                 nn.Linear(4 * width, width), nn.Dropout(dropout))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """B V E -> B V E"""
+        x = x + self.drop_path(self.attention(self.norm1(x), valid))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Encoder(nn.Module):
+    """Embeds the visible patches only, adds where they are, and lets them look at each other."""
+
+    def __init__(self, settings: EncoderSettings, num_channels: int) -> None:
+        super().__init__()
+        shape = settings.shape
+        self.settings, self.num_channels, self.width = settings, num_channels, shape.width
+        self.tokenizer = build_tokenizer(settings.tokenizer, num_channels, shape.width)
+        self.place_code = self.tokenizer.place_code(shape.width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, shape.width)) if settings.class_token else None
+        rates = torch.linspace(0, settings.drop_path, shape.depth).tolist()
+        self.blocks = nn.ModuleList(Block(shape.width, shape.num_heads, settings.dropout, rate) for rate in rates)
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.blocks.apply(init_linear)
+        if self.class_token is not None:
+            nn.init.normal_(self.class_token, std=0.02)
+
+    def forward(self, patches: Patches, mask: Mask | None = None, layers: Sequence[int] = ()) -> Features:
+        """Features of the visible patches (of all that hold data when there is no mask).
+
+        Args:
+            layers: blocks whose output is wanted too, counted from 0.
+        """
+        mask = see_all(patches) if mask is None else mask
+        seen = take_patches(patches, mask.visible)
+        x = self.tokenizer.embed(seen.values)                               # B V E
+        code = self.place_code(seen.place)                                  # B V E
+        valid = mask.visible_valid
+        if self.class_token is not None:                                    # B 1+V E; its position is 0, as in MAE
+            x = torch.cat([self.class_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+            code = nn.functional.pad(code, (0, 0, 1, 0))
+            valid = None if valid is None else nn.functional.pad(valid, (1, 0), value=True)
+        if not self.settings.place_every_block:
+            x = x + code
+        taps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x + code if self.settings.place_every_block else x, valid)
+            if i in layers:
+                taps.append(x[:, -seen.values.shape[1]:])
+        x = self.norm(x)
+        tokens = x[:, -seen.values.shape[1]:]                               # B V E
+        summary = x[:, 0] if self.class_token is not None else mean_of_valid(tokens, mask.visible_valid)
+        return Features(tokens, summary, tuple(taps), mask.visible_valid)
+
+
+def mean_of_valid(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """tokens B V E, valid B V -> B E"""
+    if valid is None:
+        return tokens.mean(1)
+    weight = valid[..., None].to(tokens.dtype)
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Xavier for every Linear, as in MAE: with the usual small normal, deep masked encoders start too slowly."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""What turns features into predictions, and how wrong a prediction is."""

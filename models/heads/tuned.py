@@ -1,0 +1,95 @@
+"""An encoder with a head on it: what fine-tuning makes and prediction uses.
+
+Legend: B batch, C channels, O outputs, L numbers per label, E width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.encoder.nearest import nearest_labels
+from models.encoder.patches import Features, Patches
+from models.encoder.transformer import Encoder, mean_of_valid
+from models.heads.predict_sample import PredictSample, SampleHead
+from models.heads.task_loss import TaskLoss
+
+
+@dataclass(frozen=True)
+class NearestHead:
+    """Vote of the nearest training samples in feature space; nothing is trained."""
+
+    kind: Literal["nearest"] = "nearest"
+    neighbours: int = 20
+    """How many vote."""
+    temperature: float = 0.07
+    """Sharpness of the vote by similarity."""
+
+
+HeadSettings = SampleHead | NearestHead
+
+
+class PredictByNeighbours(nn.Module):
+    """(Features, Patches, x) -> B O: log-probabilities, or standardised numbers, of the neighbours' labels."""
+
+    reference: Tensor
+    labels: Tensor
+
+    def __init__(self, settings: NearestHead, width: int, num_outputs: int, num_reference: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("reference", torch.zeros(num_reference, width))
+        self.register_buffer("labels", torch.full((num_reference, num_outputs), torch.nan))
+
+    def remember(self, features: Tensor, labels: Tensor) -> None:
+        """features n E, labels n O (one-hot, 0/1 or standardised numbers; NaN unknown)."""
+        self.reference.copy_(features)
+        self.labels.copy_(labels)
+
+    def pool(self, features: Features) -> Tensor:
+        """-> B E"""
+        return mean_of_valid(features.tokens, features.valid)
+
+    def forward(self, features: Features, patches: Patches, x: Tensor) -> Tensor:
+        """-> B O"""
+        return nearest_labels(self.reference, self.labels, self.pool(features), self.settings.neighbours,
+                              self.settings.temperature)
+
+
+class Tuned(nn.Module):
+    """Patchify, encode, head."""
+
+    def __init__(self, encoder: Encoder, head: PredictSample | PredictByNeighbours, loss: TaskLoss) -> None:
+        super().__init__()
+        self.encoder, self.head, self.loss = encoder, head, loss
+
+    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+        """x B C (D) H W or B M 3 -> B O: logits, or numbers in the labels' units for regression."""
+        return self.loss.in_label_units(self.predict(x, known))
+
+    def predict(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+        """-> B O: logits, or standardised numbers for regression: what the loss compares."""
+        patches = self.encoder.tokenizer.patchify(x, known)
+        out: Tensor = self.head(self.encoder(patches), patches, x)
+        if isinstance(self.head, PredictByNeighbours) and self.loss.kind != "regression":
+            share = out.nan_to_num(nan=1 / out.shape[1]).clamp(1e-4, 1 - 1e-4)
+            return share.log() if self.loss.kind == "single_label" else share.logit()
+        return out
+
+    def features(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+        """-> B E: the pooled features that the head sees."""
+        patches = self.encoder.tokenizer.patchify(x, known)
+        return self.head.pool(self.encoder(patches))
+
+
+def build_head(settings: HeadSettings, width: int, num_outputs: int,
+               num_reference: int = 0) -> PredictSample | PredictByNeighbours:
+    """The module that these settings describe."""
+    match settings:
+        case SampleHead():
+            return PredictSample(settings, width, num_outputs)
+        case NearestHead():
+            return PredictByNeighbours(settings, width, num_outputs, num_reference)

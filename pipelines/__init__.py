@@ -1,0 +1,1 @@
+"""What happens, in order: one module per stage, and the command line."""

@@ -1,0 +1,187 @@
+"""From prepared shards to batches on the device, in an order that is a pure function of (seed, step).
+
+There is no loader state: a resumed run starts the loader at its step, and each rank takes its own slice of the same
+global batch. Reading views of a memory map in the main process is faster than worker processes are (the copy between
+processes costs more than the read).
+
+Legend: B batch (of one rank and micro-batch), L numbers per label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domains.contract import Contract
+from domains.store import Prepared
+from models.encoder.chance import Chance, chance_of, key_of, uniform
+
+_FETCH, _AUGMENT, _SHUFFLE = 1, 2, 3  # streams of chance
+
+
+class DomainCode(NamedTuple):
+    """The modules of one domain that a stage needs; each domain's have the same functions."""
+
+    dataset: ModuleType
+    """fetch, normalise, denormalise, NUM_FETCH_DRAWS"""
+    augment: ModuleType
+    """Augment, augment, NUM_DRAWS"""
+    picture: ModuleType
+    """picture"""
+
+
+def domain_code(domain: str) -> DomainCode:
+    """Import one domain and no other, so that a change in one never re-runs another's stages."""
+    match domain:
+        case "medical":
+            from domains.medical import augment, dataset, picture
+        case "satellite":
+            from domains.satellite import augment, dataset, picture  # type: ignore[no-redef]
+        case "pointcloud":
+            from domains.pointcloud import augment, dataset, picture  # type: ignore[no-redef]
+        case _:
+            raise ValueError(f"domain: found {domain!r}, expected medical, satellite or pointcloud.")
+    return DomainCode(dataset, augment, picture)
+
+
+class RawBatch(NamedTuple):
+    """What is read on the host and shipped: small integers, not floats."""
+
+    raw: Tensor
+    """B ... in the stored dtype."""
+    labels: Tensor
+    """B L float32, NaN unknown; L = 0 without a task."""
+    ids: Tensor
+    """B int64: rows of the index."""
+    epochs: Tensor
+    """B int64: how often each has been seen before."""
+    step: int
+    micro_batch: int
+
+
+class Batch(NamedTuple):
+    """What an objective gets."""
+
+    x: Tensor
+    """B C (D) H W or B M F float32, normalised; 0 where unknown."""
+    known: Tensor | None
+    """The same shape, bool; None when everything is known."""
+    labels: Tensor
+    """B L float32, NaN unknown."""
+    ids: Tensor
+    """B int64."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Some rows of prepared data, as one model is to see them."""
+
+    prepared: Prepared
+    contract: Contract
+    """The data's contract with the statistics to normalise by (`domains.contract.adopt`)."""
+    code: DomainCode
+    rows: np.ndarray
+    """int64 rows of the index."""
+    labels: np.ndarray | None = None
+    """n L over the whole index, NaN unknown."""
+
+    def fetch(self, row: int, draws: np.ndarray | None) -> np.ndarray:
+        """One sample in the stored dtype, cut to the contract's size."""
+        values: np.ndarray = self.code.dataset.fetch(self.prepared.values(row), self.contract, draws)
+        return values
+
+    def read(self, rows: np.ndarray, draws: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """The raw samples and labels of some rows."""
+        stacked = np.stack([self.fetch(int(row), None if draws is None else draws[i]) for i, row in enumerate(rows)])
+        labels = np.empty((len(rows), 0), np.float32) if self.labels is None else self.labels[rows]
+        return torch.from_numpy(stacked), torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32))
+
+    def normalise(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Raw values on the device -> (x, known)."""
+        pair: tuple[Tensor, Tensor | None] = self.code.dataset.normalise(raw, self.contract)
+        return pair
+
+
+class TrainingBatches:
+    """An endless, shuffled stream of samples, cut into steps and micro-batches; iterating begins at `start_step`."""
+
+    def __init__(self, source: Source, seed: int, batch_size: int, steps: int, start_step: int = 0,
+                 accumulate: int = 1, rank: int = 0, world: int = 1) -> None:
+        if batch_size % (accumulate * world):
+            raise ValueError(f"batch_size {batch_size} cannot be shared by {world} devices times {accumulate} "
+                             "micro-batches. Choose a multiple of their product.")
+        if len(source.rows) == 0:
+            raise ValueError("no samples to train on. Look at `lacuna describe` for how many rows each split and "
+                             "source has, and at `sources` and `task` of this run.")
+        self.source, self.seed, self.batch_size = source, seed, batch_size
+        self.steps, self.start_step, self.accumulate = steps, start_step, accumulate
+        self.rank, self.world = rank, world
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return (self.steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        for step in range(self.start_step, self.steps):
+            for micro in range(self.accumulate):
+                yield self.batch(step, micro)
+
+    def batch(self, step: int, micro: int) -> RawBatch:
+        """This rank's share of one micro-batch: the same for every way of getting there."""
+        share = self.batch_size // (self.accumulate * self.world)
+        first = step * self.batch_size + (micro * self.world + self.rank) * share
+        rows, epochs = self._samples(np.arange(first, first + share))
+        ids, seen = torch.from_numpy(rows), torch.from_numpy(epochs)
+        chance = chance_of(self.seed, step, micro, ids, seen)
+        draws = chance.uniform(self.source.code.dataset.NUM_FETCH_DRAWS, _FETCH).numpy()
+        raw, labels = self.source.read(rows, draws)
+        return RawBatch(raw, labels, ids, seen, step, micro)
+
+    def _samples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and epochs at these positions of the endless stream."""
+        epochs = positions // len(self.source.rows)
+        rows = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self._shuffled(int(epoch))[positions[here] % len(self.source.rows)]
+        return rows, epochs
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            keys = torch.from_numpy(self.source.rows) ^ key_of(self.seed, epoch)
+            order = uniform(keys, 1, _SHUFFLE)[:, 0].argsort(stable=True).numpy()
+            self._order = (epoch, self.source.rows[order])
+        return self._order[1]
+
+
+def on_device(source: Source, raw: RawBatch, seed: int, augment: Any, device: torch.device) -> tuple[Batch, Chance]:
+    """Ship, normalise and augment a batch.
+
+    Args:
+        augment: the domain's Augment settings, or None for none.
+    """
+    ids = raw.ids.to(device, non_blocking=True)
+    chance = chance_of(seed, raw.step, raw.micro_batch, ids, raw.epochs.to(device, non_blocking=True))
+    x, known = source.normalise(raw.raw.to(device, non_blocking=True))
+    if augment is not None:
+        draws = chance.uniform(source.code.augment.NUM_DRAWS, _AUGMENT)
+        x, known = source.code.augment.augment(x, known, draws, augment)
+    return Batch(x, known, raw.labels.to(device, non_blocking=True), ids), chance
+
+
+@torch.no_grad()
+def in_order(source: Source, compute: Callable[[Batch], Tensor], batch_size: int, device: torch.device) -> np.ndarray:
+    """Run something over all rows of a source, in order, without augmentation -> n ... float32."""
+    out = []
+    for first in range(0, len(source.rows), batch_size):
+        rows = source.rows[first:first + batch_size]
+        raw, labels = source.read(rows, None)
+        x, known = source.normalise(raw.to(device))
+        out.append(compute(Batch(x, known, labels.to(device), torch.from_numpy(rows).to(device))).float().cpu())
+    return torch.cat(out).numpy() if out else np.empty((0,), np.float32)

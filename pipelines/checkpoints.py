@@ -1,0 +1,135 @@
+"""A checkpoint is a folder that can rebuild its model: weights.safetensors, checkpoint.json (what it is), contract.json
+(what its data was). Nothing in it is a pickle. Resume state is another thing; it lies outside and is thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from domains import contract as contracts
+from domains.contract import Contract
+from domains.publish import folder_in_the_making, sync_file, sync_folder, write_text
+from models.encoder.transformer import Encoder, EncoderSettings
+from pipelines.settings import build, plain
+
+FORMAT_VERSION = 1
+WEIGHTS, RECORD, CONTRACT = "weights.safetensors", "checkpoint.json", "contract.json"
+SCRATCH = "scratch"
+
+
+class CheckpointError(ValueError):
+    """A folder is not a checkpoint that this release can use. The text says found, expected, remedy."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder from a checkpoint, with what came with it."""
+
+    encoder: Encoder
+    contract: Contract
+    record: dict[str, Any]
+    """checkpoint.json as it is."""
+
+
+def is_scratch(start: str | Path) -> bool:
+    """Whether a `start` means random weights: the tracked file `scratch`, or the word."""
+    return Path(start).name == SCRATCH and not Path(start).is_dir()
+
+
+def save(folder: Path, parts: Mapping[str, nn.Module], contract: Contract, record: dict[str, Any]) -> None:
+    """Write a checkpoint folder; it appears whole or not at all.
+
+    Args:
+        parts: modules by name; a weight is called part.name.
+        record: goes into checkpoint.json; `format_version` and the hash of the weights are added.
+    """
+    with folder_in_the_making(folder) as making:
+        write_parts(making, parts, contract, record)
+
+
+def write_parts(folder: Path, parts: Mapping[str, nn.Module], contract: Contract, record: dict[str, Any]) -> None:
+    """The files of a checkpoint into an existing folder that the caller publishes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {f"{part}.{name}": value.detach().cpu().contiguous().clone()
+               for part, module in parts.items() for name, value in module.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    sync_file(folder / WEIGHTS)
+    contracts.save(contract, folder / CONTRACT)
+    record = {"format_version": FORMAT_VERSION, "weights_sha256": sha256(folder / WEIGHTS), **plain(record)}
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    sync_folder(folder)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """checkpoint.json, with the version checked. Raises CheckpointError."""
+    if not (folder / RECORD).is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: found no {RECORD}. Expected a folder that "
+                              "`lacuna pretrain` or `lacuna finetune` wrote.")
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    if record.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"{folder}: found checkpoint format {record.get('format_version')}, expected "
+                              f"{FORMAT_VERSION}. Use the release that wrote it, or make it again.")
+    return record
+
+
+def load_encoder(folder: str | Path) -> Loaded:
+    """Rebuild the encoder of a checkpoint. Raises CheckpointError; every weight of the encoder must be there."""
+    folder = Path(folder)
+    record = read_record(folder)
+    encoder = Encoder(build(EncoderSettings, record["encoder"], f"{folder}/{RECORD}: encoder"), record["num_channels"])
+    fill(encoder, part_weights(folder, "encoder"), f"encoder of {folder}")
+    return Loaded(encoder, contracts.load(folder / CONTRACT), record)
+
+
+def part_weights(folder: Path, part: str) -> dict[str, Tensor]:
+    """The weights of one part, by their names within it."""
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name.removeprefix(part + "."): file.get_tensor(name)
+                    for name in file.keys() if name.startswith(part + ".")}  # .keys(): the file is no mapping
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({type(error).__name__}: {error}). It may be cut "
+                              "short; copy or make it again.") from error
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Load every weight, and refuse when one is missing, strange or of another shape."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights]
+    strange = [name for name in weights if name not in own]
+    unlike = [f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+              for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or strange or unlike:
+        raise CheckpointError(f"{what}: missing {missing or 'none'}, not expected {strange or 'none'}, other shape "
+                              f"{unlike or 'none'}. Expected exactly the weights that its settings describe.")
+    module.load_state_dict(dict(weights), strict=True)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def state_hash(module: nn.Module) -> str:
+    """One hash over all weights: equal weights, equal hash."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim()
+                      else str(value.item()).encode())
+    return digest.hexdigest()

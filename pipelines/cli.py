@@ -1,0 +1,209 @@
+"""The command `lacuna`: parse, call a stage, print what was done and where it lies. Errors are sentences."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOMAINS = ("medical", "satellite", "pointcloud")
+USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 2 something for the user to mend, 1 a fault of ours, 130 stopped.
+    """
+    options = parser().parse_args(list(arguments))
+    try:
+        code: int | None = options.call(options)
+        return code or 0
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, and the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left: `| head`
+        return 0
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One sentence or a few; a traceback is for --debug."""
+    expected = isinstance(error, ValueError | OSError | ImportError | RuntimeError | MemoryError)
+    text = str(error).strip() or type(error).__name__
+    if expected:
+        print(f"lacuna: {text}", file=sys.stderr)
+        return USER_ERROR
+    print(f"lacuna: a fault of ours, {type(error).__name__}: {text}. Repeat with --debug before the command for the "
+          "traceback, and report it.", file=sys.stderr)
+    return FAULT
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="lacuna", description="Adapt vision transformers to X-ray, CT, multispectral and point-cloud data.")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, call: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        sub.set_defaults(call=call)
+        return sub
+
+    for stage, what in STAGES.items():
+        sub = command(stage, _stage, what)
+        sub.set_defaults(stage=stage)
+        sub.add_argument("run", metavar="NAME" if stage != "finetune" else "NAME|DOMAIN",
+                         help=f"a run under `{stage}` in params.yaml"
+                              + ("; or medical, satellite, pointcloud with --data" if stage == "finetune" else ""))
+        if stage in ("pretrain", "finetune"):
+            sub.add_argument("--resume-despite-code-change", action="store_true",
+                             help="go on with what a killed run of other code left; this is recorded")
+        if stage == "finetune":
+            _folder_options(sub)
+    _people_commands(command)
+    return top
+
+
+STAGES = {
+    "sample": "write the embedded sample files of a run",
+    "ingest": "read raw files once into prepared shards",
+    "pretrain": "masked modelling on unlabelled and training rows",
+    "finetune": "train a labelled task from each start; or: lacuna finetune DOMAIN --data DIR --labels CSV",
+    "evaluate": "score the arms on test rows, with intervals",
+}
+
+
+def _folder_options(sub: argparse.ArgumentParser) -> None:
+    own = sub.add_argument_group("your own folder (with medical, satellite or pointcloud instead of NAME)")
+    own.add_argument("--data", type=Path, help="folder with the files, or with one folder per class")
+    own.add_argument("--labels", type=Path, help="CSV manifest: path, group, optional split, source, label columns")
+    own.add_argument("--label", action="append", default=[], metavar="COLUMN",
+                     help="label column; several for multi-label (default: `label`)")
+    own.add_argument("--task", choices=["single_label", "multi_label", "regression"], help="default: by the columns")
+    own.add_argument("--kind", choices=["xray", "ct"], help="medical only; default: by the files")
+    own.add_argument("--start", default=None, help="checkpoint folder, or scratch (the default)")
+    own.add_argument("--protocol", choices=["full", "linear", "knn"], default="full", help="what is trained")
+    own.add_argument("--steps", type=int, default=None, help="updates of the weights")
+    own.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+                     help="change any setting by its dotted path: read.size=[64,64], optimisation.batch_size=16")
+    own.add_argument("--name", default=None, help="name of the run (default: by folder and labels)")
+
+
+def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("predict", _predict, "labels with calibrated probabilities for native files, as CSV and JSON")
+    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders")
+    sub.add_argument("--out", type=Path, required=True, help="folder for predictions.csv and .json")
+    sub.add_argument("--source", default="", help="read them as this source of the data run was read (units, bands)")
+    sub = command("embed", _embed, "features of native files, as Parquet")
+    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders")
+    sub.add_argument("--out", type=Path, default=Path("features.parquet"))
+    sub.add_argument("--source", default="", help="read them as this source of the data run was read (units, bands)")
+    sub = command("compare", _compare, "evaluated runs side by side: printed, plotted, exported")
+    sub.add_argument("runs", nargs="*", metavar="RUN", help="evaluate runs; none: all")
+    sub.add_argument("--out", type=Path, default=None, help="folder for the plot, CSV and JSON")
+    sub = command("describe", _describe, "what was ingested")
+    sub.add_argument("data", help="name of an ingest run, or a prepared folder")
+    sub = command("init", _init, "look at a folder and write a manifest and the params.yaml paragraph to start from")
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("--out", type=Path, default=Path(), help="where to write them (default: here)")
+    command("doctor", _doctor, "check this machine")
+    command("sync", _sync, "send to MLflow what could not be sent while it was down")
+
+
+def _stage(options: argparse.Namespace) -> None:
+    root = Path.cwd()
+    if options.stage == "finetune" and options.run in DOMAINS:
+        from pipelines.folder_run import finetune_folder
+        finetune_folder(options, root)
+        return
+    print_result(options.stage, options.run, run_stage(options.stage, options.run, root, options), root)
+
+
+def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | None = None) -> dict[str, Any]:
+    """Load one stage, and nothing of the others, and run it."""
+    from pipelines.settings import load_run
+    despite = bool(getattr(options, "resume_despite_code_change", False))
+    match stage:
+        case "sample":
+            from pipelines import sample
+            return sample.run(name, load_run(stage, name, sample.SampleRun, root), root)
+        case "ingest":
+            from pipelines import ingest
+            return ingest.run(name, load_run(stage, name, ingest.DataRun, root), root)
+        case "pretrain":
+            from pipelines import pretrain
+            return pretrain.run(name, load_run(stage, name, pretrain.PretrainRun, root), root, despite)
+        case "finetune":
+            from pipelines import finetune
+            return finetune.run(name, load_run(stage, name, finetune.FinetuneRun, root), root, despite)
+        case "evaluate":
+            from pipelines import evaluate
+            return evaluate.run(name, load_run(stage, name, evaluate.EvaluateRun, root), root)
+    raise ValueError(f"stage: found {stage!r}, expected one of {', '.join(STAGES)}.")
+
+
+def print_result(stage: str, name: str, result: dict[str, Any], root: Path) -> None:
+    """What was done and where it lies, in a few lines."""
+    shown = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    print(f"{stage} {name}: " + ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                                          for key, value in shown.items()))
+    made = f"data/prepared/{name}" if stage == "ingest" else f"artifacts/{stage}/{name}"
+    for folder in (made, f"reports/{stage}/{name}"):
+        if (root / folder).exists():
+            print(f"  {folder}")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from pipelines.predict import predict_to_folder
+    return predict_to_folder(options.checkpoint, options.inputs, options.out, source=options.source)
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from pipelines.embed import embed_to_parquet
+    return embed_to_parquet(options.checkpoint, options.inputs, options.out, source=options.source)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pipelines.compare import compare
+    print(compare(options.runs, Path.cwd(), options.out))
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from pipelines.describe import describe
+    folder = Path(options.data)
+    print(describe(folder if (folder / "index.parquet").is_file() else Path("data/prepared") / options.data))
+
+
+def _init(options: argparse.Namespace) -> None:
+    from pipelines.init import init
+    result = init(options.folder, options.out)
+    print(result if isinstance(result, str) else json.dumps(result, indent=2, default=str))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pipelines.doctor import doctor
+    text, healthy = doctor()
+    print(text)
+    return 0 if healthy else USER_ERROR
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from pipelines.tracking import sync
+    sent, left = sync(Path.cwd())
+    print(f"sync: {sent} runs sent, {left} left")
+    return USER_ERROR if left else 0

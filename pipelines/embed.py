@@ -1,0 +1,80 @@
+"""`lacuna embed`: features of native files, as Parquet. One row per piece: a file that is cut into tiles has several.
+
+Legend: n pieces, E width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from domains.publish import sync_file, sync_folder
+from domains.quarantine import Limits
+from pipelines.native import Native, Read, open_checkpoint, rows_of
+
+
+def embed(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str = "", limits: Limits | None = None,
+          device: str = "auto") -> tuple[list[str], np.ndarray]:
+    """Features of native files.
+
+    Args:
+        checkpoint: a pretrained checkpoint folder (mean of the encoder's patches), or a tuned one (what its head sees).
+        inputs: files, folders, or CSV manifests with a column `path`.
+        source: the hospital or sensor, for readers that treat sources differently.
+
+    Returns:
+        Keys (the path, and for tiles the piece) and features n E float32, in the inputs' order. Refused files are left
+        out and said on stderr.
+    """
+    _, done, refused = _read(checkpoint, inputs, source, limits, device)
+    for read in refused:
+        print(f"embed: refused {read.row.key}: {read.reason}", file=sys.stderr)
+    keys = [read.row.key + suffix for read in done for suffix in read.suffixes]
+    return keys, np.concatenate([read.values for read in done]) if done else np.empty((0, 0), np.float32)
+
+
+def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: Path, *, source: str = "",
+                     limits: Limits | None = None, device: str = "auto") -> int:
+    """Write columns key, path, sha256 and features (a list of E numbers). Returns 0, or 2 when no file could be
+    read."""
+    native, done, refused = _read(checkpoint, inputs, source, limits, device)
+    print(f"embed: {len(done)} files done, {len(refused)} refused")
+    for read in refused[:5]:
+        print(f"  refused {read.row.key}: {read.reason}")
+    if not done:
+        return 2
+    features = np.concatenate([read.values for read in done]).astype(np.float32)
+    pieces = [(read, suffix) for read in done for suffix in read.suffixes]
+    table = pa.table({
+        "key": [read.row.key + suffix for read, suffix in pieces],
+        "path": [read.row.key for read, _ in pieces],
+        "sha256": [read.sha256 for read, _ in pieces],
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1]),
+    }).replace_schema_metadata({"checkpoint": native.identity, "kind": native.contract.kind})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        sync_file(temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(out.parent)
+    print(f"  {len(pieces)} rows of {features.shape[1]} numbers: {out}")
+    return 0
+
+
+def _read(checkpoint: str | Path, inputs: Sequence[str | Path], source: str, limits: Limits | None,
+          device: str) -> tuple[Native, list[Read], list[Read]]:
+    native = open_checkpoint(checkpoint, device, need_head=False)
+    rows = rows_of(inputs, native, source)
+    bar = tqdm(native.read(rows, native.features, limits), total=len(rows), desc="embed", leave=False,
+               mininterval=0.5 if sys.stderr.isatty() else 30)
+    reads = list(bar)
+    return native, [read for read in reads if not read.reason], [read for read in reads if read.reason]

@@ -1,0 +1,332 @@
+"""Stage `ingest`: raw files and a manifest -> data/prepared/<name>, once. Everything after works from there."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from domains import contract as contracts
+from domains import duplicates, labels, statistics
+from domains.contract import Contract
+from domains.manifest import Files, Manifest, read_manifest
+from domains.publish import folder_in_the_making, write_text
+from domains.quarantine import Limits, Outcome, Reader, fault, read_all
+from domains.sample import ManifestRow, Piece, Task
+from domains.splits import Splits, assert_no_group_is_cut, assign
+from domains.store import LEAKS, Prepared, Writer, open_prepared
+from pipelines import contact_sheet, data_summary, tracking
+from pipelines.resources import disk_free, memory, size_text, time_text
+from pipelines.settings import build, plain
+
+Item = TypeVar("Item")
+PROBES_PER_SOURCE, MAX_PROBES, PROBE_BYTES = 8, 64, 256 * 2**20
+"""Files read ahead of the rest, for the plausibility check and the estimate: enough to see a source's units."""
+NO_VALUE = (0.0, 1.0)
+"""Mean and deviation of a channel without a known value."""
+
+
+@dataclass(frozen=True)
+class DataRun:
+    """One paragraph of `ingest` in params.yaml."""
+
+    domain: Literal["medical", "satellite", "pointcloud"]
+    """Whose readers."""
+    files: Files
+    """Where the files are and what the manifest's columns are called."""
+    read: dict[str, Any]
+    """The domain's reader settings; `kind` says which reader."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """What is to be predicted, by name. None: the data serves self-supervision only."""
+    splits: Splits = field(default_factory=Splits)
+    """How rows that come without a split are divided."""
+    bad_files: float = 0.01
+    """Share of refused files above which the stage fails at its end. One bad file never stops it."""
+    limits: Limits = field(default_factory=Limits)
+    """What one file may take before it is quarantined."""
+    near_duplicates: float | None = None
+    """Correlation of thumbnails from which on two samples in different splits are reported. null: what was measured to
+    suit the kind of data (domains/duplicates.py). Above 1: near duplicates are not looked for."""
+    leaks: Literal["report", "refuse"] = "report"
+    """What to do about samples that repeat each other across splits: report them (they then stay out of the
+    self-supervised pool), or fail."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bad_files <= 1:
+            raise ValueError(f"bad_files: found {self.bad_files}, expected a share from 0 to 1.")
+
+
+class DomainReader(NamedTuple):
+    """The modules of one domain that this stage needs, and its reader settings."""
+
+    ingest: ModuleType
+    """read, contract, suffixes, implausible"""
+    picture: ModuleType
+    """picture"""
+    settings: Any
+    """The type of the reader settings, or the union of them."""
+
+
+class IngestFailed(ValueError):
+    """The stage cannot publish what it made. The text says found, expected and remedy."""
+
+
+def domain_reader(domain: str) -> DomainReader:
+    """Import one domain and no other: reading films needs no satellite libraries, and depends on none of their code."""
+    match domain:
+        case "medical":
+            from domains.medical import ingest, picture
+            return DomainReader(ingest, picture, ingest.Settings)
+        case "satellite":
+            from domains.satellite import ingest as satellite
+            from domains.satellite import picture as satellite_picture
+            return DomainReader(satellite, satellite_picture, satellite.Multispectral)
+        case "pointcloud":
+            from domains.pointcloud import ingest as pointcloud
+            from domains.pointcloud import picture as pointcloud_picture
+            return DomainReader(pointcloud, pointcloud_picture, pointcloud.Settings)
+    raise ValueError(f"domain: found {domain!r}, expected medical, satellite or pointcloud.")
+
+
+def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
+    """Ingest and publish data/prepared/<name> and reports/ingest/<name>. Returns the metrics.
+
+    Raises:
+        ManifestError, LabelError, GroupCut, SettingsError, IngestFailed: each a sentence for the user.
+    """
+    began = time.monotonic()
+    domain = domain_reader(settings.domain)
+    read_settings = build(domain.settings, settings.read, f"ingest.{name}.read")
+    manifest = read_manifest(settings.files, domain.ingest.suffixes(read_settings), root)
+    _say_filtered(name, manifest)
+    rows, tasks, values = divide(manifest.rows, settings)
+    contract = dataclasses.replace(domain.ingest.contract(read_settings), tasks=tasks)
+    reader = Reader(domain.ingest.__name__, read_settings)
+    target, report = root / "data/prepared" / name, root / "reports/ingest" / name
+    with tracking.open_run(stage="ingest", name=name, root=root, settings=plain(settings), domain=settings.domain,
+                           inputs=_inputs(settings, root)) as tracked:
+        probe(name, rows, reader, domain, settings, target)
+        with folder_in_the_making(target) as folder:
+            write_text(folder / "reader.json", json.dumps(plain(read_settings), indent=2) + "\n")
+            refused = _store(name, rows, values, contract, reader, settings, folder)
+            _write_quarantine(refused, folder / "quarantine.csv", report / "quarantine.csv")
+            refuse_if_too_many(refused, len(rows), settings.bad_files, report / "quarantine.csv")
+            prepared, summary = _finish(name, settings, manifest, rows, refused, folder)
+            contact_sheet.draw(prepared, domain.picture.picture, report / "contact_sheet.png")
+            write_text(report / "splits.csv", data_summary.splits_table(prepared))
+            del prepared  # its memory maps name files in a folder that is about to be renamed
+        metrics = {**data_summary.metrics(summary), "seconds": round(time.monotonic() - began, 1)}
+        write_text(report / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        tracked.metrics(metrics)
+        tracked.picture(report / "contact_sheet.png")
+        tracked.table(report / "splits.csv")
+    return metrics
+
+
+def divide(rows: Sequence[ManifestRow],
+           settings: DataRun) -> tuple[list[ManifestRow], dict[str, Task], dict[str, np.ndarray]]:
+    """Rows with a split each, tasks with their classes, and per task the labels n k."""
+    to_stratify = {name: labels.codes(task, rows) for name, task in settings.tasks.items()}
+    divided = assign(rows, settings.splits, settings.tasks, to_stratify)
+    tasks = {name: labels.resolve(task, divided) for name, task in settings.tasks.items()}
+    return divided, tasks, {name: labels.arrays(task, divided) for name, task in tasks.items()}
+
+
+def _say_filtered(name: str, manifest: Manifest) -> None:
+    for what, counts in manifest.filtered.items():
+        shown = ", ".join(f"{which or '(empty)'} {count}" for which, count in list(counts.items())[:8])
+        print(f"ingest {name}: left out by {what}: {shown}")
+
+
+def _inputs(settings: DataRun, root: Path) -> dict[str, str | None]:
+    """What the run reads, for lineage: the manifest where there is one, else the folder."""
+    return {settings.files.manifest or settings.files.folder: None}
+
+
+# ---- before ----
+
+def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: DomainReader, settings: DataRun,
+          target: Path) -> None:
+    """Read a few files of every source: stop when they contradict the settings, and say what the rest will take."""
+    chosen = _probe_rows(rows)
+    began = time.monotonic()
+    first = began
+    by_source: dict[str, list[Piece]] = {}
+    kept, peak = 0, 0
+    sizes: dict[str, list[int]] = {}
+    reasons: list[str] = []
+    for n, outcome in enumerate(read_all(chosen, reader, settings.limits)):
+        first = time.monotonic() if n == 0 else first
+        peak = max(peak, outcome.peak_bytes)
+        sizes.setdefault(outcome.row.source, []).append(outcome.num_bytes)
+        if outcome.reason:
+            reasons.append(outcome.reason)
+        elif kept < PROBE_BYTES:
+            kept += outcome.num_bytes
+            by_source.setdefault(outcome.row.source, []).extend(outcome.pieces)
+    if len(reasons) == len(chosen):
+        common = Counter(reasons).most_common(1)[0][0]
+        raise IngestFailed(f"files: found none readable among {len(chosen)} tried ({common}). Expected files that "
+                           f"`read.kind: {settings.read.get('kind', '')}` takes. Remedy: check files.folder and read.")
+    for source, pieces in sorted(by_source.items()):
+        sentence = domain.ingest.implausible(pieces, reader.settings)
+        if sentence:
+            raise IngestFailed(f"{f'source {source}: ' if source else ''}{sentence}")
+    per_file = (time.monotonic() - first) / max(1, len(chosen) - 1)
+    of_source = Counter(row.source for row in rows)
+    disk = sum(of_source[source] * float(np.mean(seen)) for source, seen in sizes.items())
+    _estimate(name, len(rows), per_file * len(rows), int(disk), peak * settings.limits.num_workers, target)
+
+
+def _probe_rows(rows: Sequence[ManifestRow]) -> list[ManifestRow]:
+    by_source: dict[str, list[ManifestRow]] = {}
+    for row in rows:
+        by_source.setdefault(row.source, []).append(row)
+    chosen: list[ManifestRow] = []
+    for source in sorted(by_source):
+        of_source = by_source[source]
+        picks = np.unique(np.linspace(0, len(of_source) - 1, min(PROBES_PER_SOURCE, len(of_source))).astype(int))
+        chosen += [of_source[i] for i in picks]
+    return chosen[:MAX_PROBES]
+
+
+def _estimate(name: str, num_files: int, seconds: float, needed: int, peak: int, target: Path) -> None:
+    free = disk_free(target)
+    print(f"ingest {name}: {num_files} files, about {time_text(seconds)}, {size_text(needed)} of "
+          f"disk ({size_text(free)} free), {size_text(peak)} of memory for reading ({size_text(memory()[0])} free)")
+    if needed > free:
+        raise IngestFailed(f"disk: found {size_text(free)} free, expected {size_text(needed)}. Remedy: free some, or "
+                           "ingest fewer sources or a smaller size.")
+
+
+def bar(items: Iterable[Item], total: int, what: str) -> tqdm[Item]:
+    """A progress bar on stderr; in a log it writes a line now and then."""
+    return tqdm(items, total=total, desc=what, mininterval=0.5 if sys.stderr.isatty() else 30, leave=False)
+
+
+# ---- reading ----
+
+def _store(name: str, rows: Sequence[ManifestRow], values: dict[str, np.ndarray], contract: Contract, reader: Reader,
+           settings: DataRun, folder: Path) -> list[Outcome]:
+    """Read every file into the shards; returns the refused ones."""
+    writer = Writer(folder, contract.dtype, contract.tasks)
+    refused = []
+    outcomes = read_all(rows, reader, settings.limits)
+    for i, outcome in enumerate(bar(outcomes, len(rows), f"ingest {name}: reading")):
+        reason = outcome.reason or _contract_fault(outcome.pieces, contract)
+        if reason:
+            refused.append(dataclasses.replace(outcome, pieces=[], reason=reason))
+            continue
+        of_row = {task: array[i] for task, array in values.items()}
+        for piece in outcome.pieces:
+            writer.add(piece, outcome.row, of_row, outcome.sha256)
+    writer.close()
+    contracts.save(contract, folder / "contract.json")
+    return refused
+
+
+def _contract_fault(pieces: Sequence[Piece], contract: Contract) -> str:
+    """A reader's mistake must not reach a shard: it would shift what all later samples mean."""
+    num_dims = 2 if contract.kind == "points" else 1 + len(contract.size)
+    for piece in pieces:
+        found = fault(piece, contract.dtype, len(contract.channels), num_dims, contract.unknown)
+        if found:
+            return found
+    if len({piece.suffix for piece in pieces}) != len(pieces):
+        return "two pieces of the file have one name"
+    return ""
+
+
+def _write_quarantine(refused: Sequence[Outcome], *paths: Path) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "sha256", "stage", "reason"])
+    writer.writerows([outcome.row.key, outcome.sha256, "ingest", outcome.reason] for outcome in refused)
+    for path in paths:
+        write_text(path, text.getvalue())
+
+
+def refuse_if_too_many(refused: Sequence[Outcome], num_files: int, allowed: float, where: Path) -> None:
+    """The end of a run in which more than the allowed share was quarantined."""
+    if len(refused) == num_files or len(refused) > allowed * num_files:
+        common = ", ".join(f"{reason} ({count})" for reason, count in
+                           Counter(outcome.reason for outcome in refused).most_common(3))
+        raise IngestFailed(f"files: found {len(refused)} of {num_files} refused, expected at most {allowed:.1%}. "
+                           f"Commonest reasons: {common}. All are listed in {where.parent.name}/{where.name} of the "
+                           "report. Remedy: mend or remove the files, or raise bad_files.")
+
+
+# ---- after ----
+
+def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[ManifestRow], refused: Sequence[Outcome],
+            folder: Path) -> tuple[Prepared, dict[str, Any]]:
+    """Statistics, leaks and summary, from the shards themselves."""
+    prepared = open_prepared(folder)
+    assert_no_group_is_cut(prepared.column("group"), prepared.column("split"))
+    leaks = duplicates.find(prepared, settings.near_duplicates,
+                            lambda stacks, total: _by_samples(stacks, total, f"ingest {name}: duplicates"))
+    write_text(folder / LEAKS, duplicates.table(prepared, leaks))
+    if leaks and settings.leaks == "refuse":
+        write_text(folder.parent.parent.parent / "reports/ingest" / name / LEAKS, duplicates.table(prepared, leaks))
+        raise IngestFailed(f"leaks: found {len(leaks)} pairs of samples that repeat each other across splits "
+                           f"({data_summary.leak_counts(prepared, leaks)}), expected none. They are listed in {LEAKS} "
+                           "of the report. Remedy: give both the same group, or set leaks: report.")
+    contract, said = _measure(name, prepared)
+    contracts.save(contract, folder / "contract.json")
+    prepared = open_prepared(folder)
+    summary = {
+        **data_summary.summarise(prepared, leaks, said), "files": len(rows), "quarantined": len(refused),
+        "reasons": dict(Counter(outcome.reason for outcome in refused).most_common(20)), "filtered": manifest.filtered,
+        "filtered_rows": sum(sum(counts.values()) for counts in manifest.filtered.values()),
+        "group_by": settings.files.group_by,
+        "other_values": {task: labels.other_values(prepared.contract.tasks[task], rows) for task in settings.tasks},
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return prepared, summary
+
+
+def _measure(name: str, prepared: Prepared) -> tuple[Contract, list[str]]:
+    rows, said = prepared.rows(split="train"), []
+    if not len(rows):
+        rows = prepared.pool()
+        said = ["no training split: statistics come from the self-supervised pool"]
+    if not len(rows):
+        return prepared.contract, ["neither training nor unlabelled samples: no statistics; only weights that bring "
+                                   "their own can be applied to this data"]
+    contract, more = _statistics(name, prepared, rows)
+    if any((channel.mean, channel.std) == NO_VALUE for channel in contract.channels):
+        # Sources pooled for pretraining may hold bands that no training sample has. Left at mean 0 and deviation 1 they
+        # would enter a model thousands of times larger than the others.
+        pooled, more = _statistics(name, prepared, prepared.pool())
+        filled = tuple(other if (own.mean, own.std) == NO_VALUE else own
+                       for own, other in zip(contract.channels, pooled.channels, strict=True))
+        said.append("no training sample has " + ", ".join(
+            own.name for own in contract.channels if (own.mean, own.std) == NO_VALUE)
+            + ": statistics of these channels come from the unlabelled samples")
+        contract = dataclasses.replace(contract, channels=filled)
+    return contract, said + more
+
+
+def _statistics(name: str, prepared: Prepared, rows: np.ndarray) -> tuple[Contract, list[str]]:
+    return statistics.measure(
+        prepared, rows, lambda stacks, total: _by_samples(stacks, total, f"ingest {name}: statistics"))
+
+
+def _by_samples(stacks: Iterable[statistics.Stack], total: int, what: str) -> Iterable[statistics.Stack]:
+    """A bar that counts samples while whole stacks go by."""
+    with bar((), total, what) as progress:
+        for rows, values in stacks:
+            yield rows, values
+            progress.update(len(rows))

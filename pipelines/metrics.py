@@ -1,0 +1,352 @@
+"""Scores of predictions against labels, each stated once and computed the same way for a point value and a resample.
+
+Legend: n rows, K outputs, R weightings of the rows (one column per bootstrap resample), B blocks of equal score.
+
+A bootstrap resample is nothing but a count per row, so every metric takes weights `n R` and gives R numbers: a point
+value is the column of ones. That makes a thousand resamples one matrix operation, and keeps a value and its interval
+from ever following two definitions. numpy alone is needed, because fine-tuning picks its epoch by a metric on machines
+without scikit-learn; tests/pipelines/test_metrics.py proves every number here against scikit-learn.
+
+What is not defined (AUROC where one outcome never occurs) is NaN here and "not estimable" in a report, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from domains.sample import TaskKind
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+BINS = 15
+"""Bins of equal width over [0, 1] in the expected calibration error and in the reliability plot."""
+THRESHOLD = 0.5
+"""A finding is called present from this probability on (multi_label)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How to read one metric."""
+
+    title: str
+    """What tables and plots call it."""
+    higher_is_better: bool
+    """Which way is up."""
+    meaning: str
+    """The definition, for whoever compares it with another tool's."""
+
+
+METRICS: dict[str, Metric] = {
+    "auroc": Metric("AUROC", True, "Chance that a positive row scores above a negative one, ties half. Several "
+                    "classes: each against the rest, then the mean; several findings: the mean."),
+    "average_precision": Metric("average precision", True, "Sum of precision times gain in recall over the thresholds, "
+                                "without interpolation; averaged over classes or findings like AUROC."),
+    "accuracy": Metric("accuracy", True, "Share of rows whose most probable class is right; per finding at 0.5."),
+    "balanced_accuracy": Metric("balanced accuracy", True, "Mean over the classes of the share found; per finding the "
+                                "mean of sensitivity and specificity at 0.5."),
+    "f1": Metric("F1", True, "2 TP / (2 TP + FP + FN) of the second class of two; of several classes the mean; "
+                 "per finding at 0.5."),
+    "ece": Metric("ECE", False, f"Expected calibration error: {BINS} bins of equal width (low, high], mean over bins "
+                  "of |share right - mean confidence| weighted by rows. Confidence is the probability of the predicted "
+                  "class (single_label) or of the finding (multi_label, against its presence). Chance alone "
+                  "makes it positive on few rows: see `chance_calibration_error`."),
+    "brier": Metric("Brier", False, "Mean squared difference of probability and outcome: of the second class of two, "
+                    "summed over several classes, averaged over findings."),
+    "mae": Metric("MAE", False, "Mean absolute error in the unit of the label; averaged over columns."),
+    "rmse": Metric("RMSE", False, "Root of the mean squared error, per column, then averaged."),
+    "r2": Metric("R2", True, "1 - squared error / squared distance from the mean of the same rows; averaged over "
+                 "columns."),
+    "spearman": Metric("Spearman", True, "Correlation of ranks, ties sharing their mean rank; averaged over columns."),
+}
+
+NEEDS_BOTH = ("auroc", "average_precision", "balanced_accuracy", "f1")
+"""Metrics that set one outcome against the other, and know no more than the rarer of the two allows."""
+
+HEADLINE: dict[TaskKind, str] = {"single_label": "auroc", "multi_label": "auroc", "regression": "mae"}
+"""The one number per kind of task that a run is told by, unless its settings name another."""
+
+NAMES: dict[TaskKind, tuple[str, ...]] = {
+    "single_label": ("auroc", "average_precision", "accuracy", "balanced_accuracy", "f1", "ece", "brier"),
+    "multi_label": ("auroc", "average_precision", "accuracy", "balanced_accuracy", "f1", "ece", "brier"),
+    "regression": ("mae", "rmse", "r2", "spearman"),
+}
+"""The metrics of each kind of task, in the order of tables."""
+
+
+def values(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike) -> dict[str, float]:
+    """Every metric of the kind as one number; NaN where it is not defined. See `score`."""
+    return {name: float(column[0]) for name, column in score(kind, labels, predicted).items()}
+
+
+def score(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
+          weights: npt.ArrayLike | None = None) -> dict[str, Floats]:
+    """Every metric of the kind, for each weighting of the rows.
+
+    Args:
+        labels: n 1 class indices (single_label), n K of 0/1 (multi_label) or n K numbers (regression); NaN is unknown
+            and left out.
+        predicted: n K: probabilities over the classes, probability of each finding, or numbers.
+        weights: n R, how often each row counts; None is once each.
+
+    Returns:
+        name -> R numbers. Classes, findings and columns are averaged over those that have both outcomes under the
+        weighting (`left_out` names the others); NaN where none has.
+    """
+    return score_with_outputs(kind, labels, predicted, weights)[0]
+
+
+def score_with_outputs(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
+                       weights: npt.ArrayLike | None = None) -> tuple[dict[str, Floats], dict[int, dict[str, Floats]]]:
+    """What `score` gives, and the metrics that one class, finding or column has of its own: output -> name -> R.
+
+    Outputs that `left_out` names are absent. Of two classes only the second is told.
+    """
+    labels, predicted, weights = _checked(kind, labels, predicted, weights)
+    if kind == "single_label":
+        known = ~np.isnan(labels[:, 0])
+        y, p, w = labels[known, 0].astype(int), predicted[known], weights[known]
+        classes = _classes(y, p, w)
+        means = _mean_over_outputs(("auroc", "average_precision", "f1"), classes, w.shape[1])
+        return {**means, **_rows(y, p, w)}, classes
+    outputs = _by_output(kind, labels, predicted, weights)
+    return _mean_over_outputs(NAMES[kind], outputs, weights.shape[1]), outputs
+
+
+def left_out(kind: TaskKind, labels: npt.ArrayLike, num_outputs: int) -> tuple[int, ...]:
+    """Outputs that no average may take in: a class or finding without both outcomes, a column without any number."""
+    known = np.asarray(labels, dtype=np.float64)
+    if kind == "single_label":
+        occurring = set(known[~np.isnan(known)].astype(int).tolist())
+        return tuple(k for k in range(num_outputs) if k not in occurring or len(occurring) < 2)
+    if kind == "regression":
+        return tuple(k for k in range(num_outputs) if np.isnan(known[:, k]).all())
+    return tuple(k for k in range(num_outputs) if not ((known[:, k] == 1).any() and (known[:, k] == 0).any()))
+
+
+def known_rows(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Rows with at least one known label; the others count for nothing, neither as rows nor as groups."""
+    return np.flatnonzero(~np.isnan(np.asarray(labels, dtype=np.float64)).all(axis=1))
+
+
+def better(metric: str, a: float, b: float) -> bool:
+    """Whether `a` is a better value of the metric than `b`. NaN is never better, and anything is better than NaN."""
+    if np.isnan(a) or np.isnan(b):
+        return bool(np.isnan(b) and not np.isnan(a))
+    return a > b if METRICS[metric].higher_is_better else a < b
+
+
+def confidence(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """What the calibration error compares: confidences and whether each was right (0 or 1), over known labels."""
+    labels, predicted, _ = _checked(kind, labels, predicted, None)
+    if kind == "single_label":
+        known = ~np.isnan(labels[:, 0])
+        return predicted[known].max(axis=1), (predicted[known].argmax(axis=1) == labels[known, 0]).astype(np.float64)
+    known = ~np.isnan(labels)
+    return predicted[known], labels[known]
+
+
+def chance_calibration_error(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, draws: int = 200,
+                             seed: int = 0) -> float:
+    """The calibration error that these predictions would show on as many rows if they were perfectly calibrated.
+
+    Gaps of both signs count alike, so an error of 0.06 on a hundred rows may be nothing but chance. Outcomes are drawn
+    with the predicted probabilities, rows independent; NaN where the error itself is not defined, and for regression.
+    """
+    y, p, _ = _checked(kind, labels, predicted, None)
+    if kind == "regression":
+        return float("nan")
+    generator = np.random.default_rng(seed)
+    absent = left_out(kind, y, p.shape[1])
+    columns = [p.max(axis=1)[~np.isnan(y[:, 0])]] if kind == "single_label" else \
+        [p[~np.isnan(y[:, k]), k] for k in range(p.shape[1]) if k not in absent]
+    errors = []
+    for certain in columns:
+        drawn = (generator.random((len(certain), draws)) < certain[:, None]).astype(np.float64)
+        errors.append(calibration_error(drawn, certain, np.ones((len(certain), draws))).mean())
+    return float(np.mean(errors)) if errors else float("nan")
+
+
+def bin_of(probability: Floats) -> npt.NDArray[np.int64]:
+    """Which of BINS bins (low, high] a probability falls into; 0 itself falls into the first."""
+    return np.clip(np.ceil(probability * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+# One output at a time. `positive` is n of True and False, `weights` n R.
+
+
+def auroc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
+    """Area under the receiver operating characteristic, from the counts of positives above negatives."""
+    return _ranking(positive, scores, weights)["auroc"]
+
+
+def average_precision(positive: Bools, scores: Floats, weights: Floats) -> Floats:
+    """Area under the steps of precision over recall. NaN without a positive or without a negative row."""
+    return _ranking(positive, scores, weights)["average_precision"]
+
+
+def calibration_error(right: Floats, certain: Floats, weights: Floats) -> Floats:
+    """Expected calibration error, see METRICS["ece"]. `right` is n, or n R with other outcomes for each weighting."""
+    right = right[:, None] if right.ndim == 1 else right
+    place = bin_of(certain)
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    missed = (right - certain[:, None])[order] * weights[order]
+    gap = np.add.reduceat(missed, starts, axis=0) if len(starts) else weights
+    return _divide(np.abs(gap).sum(axis=0), weights.sum(axis=0))  # a bin's gap: rows times (share right - confidence)
+
+
+def spearman(a: Floats, b: Floats, weights: Floats) -> Floats:
+    """Correlation of the ranks that the rows have inside each weighting."""
+    ranks = [_ranks(x, weights) for x in (a, b)]
+    total = weights.sum(axis=0)
+    x, y = (r - _divide((weights * r).sum(axis=0), total) for r in ranks)
+    spread = (weights * x * x).sum(axis=0) * (weights * y * y).sum(axis=0)
+    # Two different ranks are at least half apart, so a spread this small is rounding about a constant.
+    return _divide((weights * x * y).sum(axis=0), np.sqrt(np.where(spread > 1e-6, spread, 0.0)))
+
+
+def _rows(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
+    """What several classes have together."""
+    chosen = p.argmax(axis=1)
+    right = (chosen == y).astype(np.float64)
+    outcome = y[:, None] == np.arange(p.shape[1])  # n K
+    square = ((p - outcome) ** 2)[:, 1:].sum(axis=1) if p.shape[1] == 2 else ((p - outcome) ** 2).sum(axis=1)
+    absent = left_out("single_label", y[:, None], p.shape[1])
+    total = w.sum(axis=0)
+    recalls = [_recall(outcome[:, k], chosen == k, w) for k in range(p.shape[1]) if k not in absent]
+    return {
+        "accuracy": _divide(right @ w, total),
+        "balanced_accuracy": _mean(recalls, w.shape[1]),
+        "ece": calibration_error(right, p.max(axis=1), w),
+        "brier": _divide(square @ w, total),
+    }
+
+
+def _classes(y: Ints, p: Floats, w: Floats) -> dict[int, dict[str, Floats]]:
+    """Each class against the rest."""
+    chosen, num_classes = p.argmax(axis=1), p.shape[1]
+    absent = left_out("single_label", y[:, None], num_classes)
+    told = [1] if num_classes == 2 else range(num_classes)
+    return {k: {**_ranking(y == k, p[:, k], w), "f1": _f1(y == k, chosen == k, w)} for k in told if k not in absent}
+
+
+def _by_output(kind: TaskKind, labels: Floats, predicted: Floats, weights: Floats) -> dict[int, dict[str, Floats]]:
+    one: Callable[[Floats, Floats, Floats], dict[str, Floats]] = _finding if kind == "multi_label" else _column
+    absent = left_out(kind, labels, predicted.shape[1])
+    result = {}
+    for k in range(predicted.shape[1]):
+        if k not in absent:
+            known = ~np.isnan(labels[:, k])
+            result[k] = one(labels[known, k], predicted[known, k], weights[known])
+    return result
+
+
+def _finding(label: Floats, p: Floats, w: Floats) -> dict[str, Floats]:
+    positive, called = label == 1, p >= THRESHOLD
+    sensitivity = _divide((positive & called) @ w, positive @ w)
+    specificity = _divide((~positive & ~called) @ w, ~positive @ w)
+    return {
+        **_ranking(positive, p, w),
+        "accuracy": _divide((positive == called) @ w, w.sum(axis=0)),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "f1": _f1(positive, called, w),
+        "ece": calibration_error(label, p, w),
+        "brier": _divide((p - label) ** 2 @ w, w.sum(axis=0)),
+    }
+
+
+def _column(label: Floats, p: Floats, w: Floats) -> dict[str, Floats]:
+    total, error = w.sum(axis=0), p - label
+    square = _divide(error**2 @ w, total)
+    mean = _divide(label @ w, total)
+    variance = _divide((w * (label[:, None] - mean) ** 2).sum(axis=0), total)
+    # Below the rounding of the sums themselves the labels are one constant, and R2 has no meaning.
+    variance = np.where(variance > 1e-12 * np.maximum(mean**2, 1e-300), variance, 0.0)
+    return {"mae": _divide(np.abs(error) @ w, total), "rmse": np.sqrt(square), "r2": 1 - _divide(square, variance),
+            "spearman": spearman(label, p, w)}
+
+
+def _recall(positive: Bools, called: Bools, w: Floats) -> Floats:
+    """NaN without a positive or without a negative row in the weighting."""
+    return np.where(~positive @ w > 0, _divide((positive & called) @ w, positive @ w), np.nan)
+
+
+def _f1(positive: Bools, called: Bools, w: Floats) -> Floats:
+    """NaN likewise."""
+    hits, wrong = (positive & called) @ w, (positive != called) @ w
+    both = (positive @ w > 0) & (~positive @ w > 0)
+    return np.where(both, _divide(2 * hits, 2 * hits + wrong), np.nan)
+
+
+def _ranking(positive: Bools, scores: Floats, weights: Floats) -> dict[str, Floats]:
+    """AUROC and average precision from one pass over the thresholds, which lie between blocks of equal score."""
+    if len(scores) == 0:
+        nothing = np.full(weights.shape[1], np.nan)
+        return {"auroc": nothing, "average_precision": nothing}
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) < 0])
+    sorted_weights = weights[order]
+    size = np.add.reduceat(sorted_weights, starts, axis=0)  # B R, by falling score
+    hits = np.add.reduceat(sorted_weights * positive[order, None], starts, axis=0)
+    found, called = np.cumsum(hits, axis=0), np.cumsum(size, axis=0)
+    positives, negatives = found[-1], called[-1] - found[-1]
+    # Negatives below a block, and half of those in it: all, less those above, less half of those inside.
+    beaten = negatives - (called - found) + 0.5 * (size - hits)
+    area = (hits * found / np.maximum(called, 1e-300)).sum(axis=0)
+    return {"auroc": _divide((hits * beaten).sum(axis=0), positives * negatives),
+            "average_precision": np.where(negatives > 0, _divide(area, positives), np.nan)}
+
+
+def _ranks(x: Floats, weights: Floats) -> Floats:
+    """n R: the mean rank that each row's value has when every row is repeated as often as its weight says."""
+    order = np.argsort(x, kind="stable")
+    block = np.cumsum(np.r_[0, np.diff(x[order]) > 0]) if len(x) else np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.r_[True, np.diff(block) > 0]) if len(x) else np.zeros(0, dtype=np.int64)
+    size = np.add.reduceat(weights[order], starts, axis=0) if len(x) else np.zeros_like(weights)
+    rank = np.cumsum(size, axis=0) - size + (size + 1) / 2  # B R
+    result = np.empty_like(weights)
+    result[order] = rank[block]
+    return result
+
+
+def _mean_over_outputs(names: tuple[str, ...], outputs: dict[int, dict[str, Floats]], width: int) -> dict[str, Floats]:
+    return {name: _mean([output[name] for output in outputs.values()], width) for name in names}
+
+
+def _mean(columns: list[Floats], width: int) -> Floats:
+    """Over the outputs that are defined under each weighting: what the average is on all rows, it is on a resample."""
+    if not columns:
+        return np.full(width, np.nan)
+    stacked = np.stack(columns)  # outputs R
+    return _divide(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0).astype(np.float64))
+
+
+def _divide(a: Floats, b: Floats) -> Floats:
+    """a / b, NaN where b is 0: the metric is not defined there."""
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=np.asarray(b) != 0)
+
+
+def _checked(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
+             weights: npt.ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    y, p = np.asarray(labels, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    expected = (len(p), 1) if kind == "single_label" else p.shape
+    if p.ndim != 2 or y.shape != expected:
+        raise ValueError(f"{kind}: found labels of shape {y.shape} and predictions of shape {p.shape}, expected labels "
+                         f"of shape {expected} and one row of predictions each. Remedy: take both from the same rows.")
+    if not np.isfinite(p).all():
+        raise ValueError(f"predictions: found {int((~np.isfinite(p)).sum())} of {p.size} that are NaN or infinite, "
+                         "expected finite numbers. Remedy: the training diverged; train again at a lower rate.")
+    if kind == "single_label" and (y[~np.isnan(y)] >= p.shape[1]).any():
+        raise ValueError(f"labels: found class {int(np.nanmax(y))}, expected below {p.shape[1]}, the number of "
+                         "outputs. Remedy: fine-tune again on the data as it is now; its classes have changed.")
+    if kind == "multi_label" and not np.isin(y[~np.isnan(y)], (0.0, 1.0)).all():
+        raise ValueError("labels: found values besides 0 and 1 in a multi_label task. "
+                         "Remedy: use kind: regression, or give 0, 1 or nothing.")
+    w = np.ones((len(p), 1)) if weights is None else np.asarray(weights, dtype=np.float64)
+    return y, p, w

@@ -1,0 +1,275 @@
+"""Stage `pretrain`: masked modelling on unlabelled and training rows; validation and test groups stay out."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from domains.contract import Contract, adopt, enforce
+from domains.publish import write_text
+from domains.splits import pseudonym
+from domains.store import Prepared, open_prepared
+from models.encoder.nearest import nearest_labels
+from models.encoder.patches import Features
+from models.encoder.tokenizers import BandTokenizer
+from models.encoder.transformer import Encoder, EncoderSettings, mean_of_valid
+from models.objectives.health import effective_rank, embedding_std
+from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
+from pipelines import checkpoints, report, tracking
+from pipelines.batches import Batch, Source, domain_code, in_order
+from pipelines.estimate import announce, with_memory_advice
+from pipelines.reconstruction import reconstruction_rows
+from pipelines.resume import Work, work_folder
+from pipelines.settings import build, plain
+from pipelines.training import Job, Machine, Optimisation, TrainingFailed, device_of, fit
+
+ObjectiveSettings = MaskedAutoencoderSettings
+"""The objectives that this stage can run; a union when there are several."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Health checks while pretraining; they need no labels, but use them when there are some."""
+
+    every: int = 0
+    """Steps between two looks; 0: at the end only."""
+    samples: int = 256
+    """Embeddings looked at."""
+    min_std: float = 0.02
+    """Stop when the spread of directions falls below this: embeddings have collapsed (1 is healthy)."""
+    min_rank: float = 1.5
+    """Stop when fewer directions than this are in use."""
+    neighbours: int = 10
+    """Votes of the nearest-neighbour probe on tasks with labels."""
+
+
+@dataclass(frozen=True)
+class PretrainRun:
+    """One paragraph of `pretrain` in params.yaml."""
+
+    domain: Literal["medical", "satellite", "pointcloud"]
+    """Whose loader and augmentation to use."""
+    data: str
+    """Name of the ingest run to learn from."""
+    start: str = checkpoints.SCRATCH
+    """Checkpoint folder to go on from, or `scratch`."""
+    sources: tuple[str, ...] = ()
+    """Learn from these sources only; empty: all."""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    """The encoder; with a `start` it must be what the checkpoint holds."""
+    objective: ObjectiveSettings = field(default_factory=MaskedAutoencoderSettings)
+    """What is hidden and how it is predicted."""
+    augment: dict[str, Any] | None = None
+    """The domain's augmentation settings; null: none."""
+    optimisation: Optimisation = field(default_factory=lambda: Optimisation(steps=1000))
+    """Steps, batch, learning rate."""
+    machine: Machine = field(default_factory=Machine)
+    """Devices and precision."""
+    gates: Gates = field(default_factory=Gates)
+    """Health checks."""
+    num_pictures: int = 6
+    """Samples in the reconstruction picture."""
+    seed: int = 0
+    """Of weights, order, masks and augmentation."""
+
+    def __post_init__(self) -> None:
+        self.objective.fits(self.encoder)
+
+
+def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change: bool = False) -> dict[str, Any]:
+    """Pretrain and publish artifacts/pretrain/<name> and reports/pretrain/<name>. Returns the metrics.
+
+    Raises:
+        SettingsError, ContractMismatch, CheckpointError, TrainingFailed: each a sentence for the user.
+    """
+    prepared = open_prepared(root / "data/prepared" / settings.data)
+    code = domain_code(settings.domain)
+    augment = (None if settings.augment is None
+               else build(code.augment.Augment, settings.augment, f"pretrain.{name}.augment"))
+    torch.manual_seed(settings.seed)
+    encoder, contract, said = starting_point(settings.start, settings.encoder, prepared.contract, root)
+    for sentence in said:
+        print(sentence)
+    objective = MaskedAutoencoder(settings.objective, encoder)
+    rows = pool_rows(prepared, settings.sources)
+    source = Source(prepared, contract, code, rows)
+    work = work_folder(root, "pretrain", name, [settings, prepared.digest, start_hash(settings.start, root)],
+                       resume_despite_code_change)
+    inputs = {f"data/prepared/{settings.data}": prepared.digest}
+    with tracking.open_run(stage="pretrain", name=name, root=root, settings=plain(settings), inputs=inputs,
+                           domain=settings.domain, fingerprint=work.fingerprint, resume_folder=work.folder) as tracked:
+        tracked.tag("resume.despite_code_change", str(work.despite_code_change).lower())
+        return _train_and_publish(name, settings, root, objective, source, augment, work, tracked)
+
+
+def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: MaskedAutoencoder, source: Source,
+                       augment: Any, work: Work, tracked: Any) -> dict[str, Any]:
+    history: list[dict[str, float]] = []
+    began = time.monotonic()
+
+    def log(step: int, numbers: dict[str, float]) -> None:
+        history.append({"step": step, **numbers})
+        tracked.metrics(numbers, step=step)
+
+    def watch(step: int) -> bool:
+        health = look(objective.encoder, source, settings)
+        tracked.metrics(health, step=step)
+        history.append({"step": step, **health})
+        return False
+
+    job = Job(model=objective, losses=lambda batch, chance: objective(batch.x, batch.known, chance), source=source,
+              augment=augment, optimisation=settings.optimisation, machine=settings.machine, seed=settings.seed,
+              num_blocks=len(objective.encoder.blocks), resume=work.folder / "resume.pt", log=log,
+              every=settings.gates.every, watch=watch, title=f"pretrain {name}",
+              watch_state=lambda: {"history": history, "seconds": time.monotonic() - began},
+              restore_watch=lambda state: history.extend(state["history"]))
+    announce(f"pretrain {name}", job, num_samples=len(source.rows))
+    with with_memory_advice(settings.optimisation.batch_size, settings.machine.accumulate):
+        fit(job)
+    device = device_of(settings.machine)
+    objective.to(device).eval()
+    health = look(objective.encoder, source, settings)
+    losses = [point for point in history if "loss" in point]
+    metrics = {"loss": losses[-1]["loss"], "first_loss": losses[0]["loss"], "steps": settings.optimisation.steps,
+               "seconds": time.monotonic() - began, "samples": len(source.rows), "resumed": work.resumed,
+               "resumed_despite_code_change": work.despite_code_change, **health}
+    checkpoints.save(root / "artifacts/pretrain" / name,
+                     {"encoder": objective.encoder, "decoder": objective.decoder, "readout": objective.readout},
+                     source.contract, _record(settings, source, metrics, work))
+    reports = root / "reports/pretrain" / name
+    reports.mkdir(parents=True, exist_ok=True)
+    write_text(reports / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    _pictures(reports, objective, source, settings, history, device, tracked)
+    tracked.metrics({key: float(value) for key, value in metrics.items()}, step=settings.optimisation.steps)
+    work.finish()
+    return metrics
+
+
+def starting_point(start: str, encoder: EncoderSettings | None, data: Contract, root: Path,
+                   ) -> tuple[Encoder, Contract, list[str]]:
+    """The encoder to begin with, the contract to load data by, and sentences on what was mapped.
+
+    Raises:
+        ContractMismatch: the checkpoint was made for other data.
+        CheckpointError: no checkpoint there, or `encoder` describes another one.
+    """
+    if checkpoints.is_scratch(start):
+        if encoder is None:
+            raise checkpoints.CheckpointError("`start` is scratch and `encoder` is not given. Expected one of them: "
+                                              "name a checkpoint, or describe the encoder.")
+        return Encoder(encoder, len(data.channels)), data, []
+    loaded = checkpoints.load_encoder(root / start)
+    wanted = loaded.encoder.settings
+    if encoder is not None and (encoder.tokenizer, encoder.shape) != (wanted.tokenizer, wanted.shape):
+        raise checkpoints.CheckpointError(f"`encoder` differs from what {start} holds: found {plain(encoder)}, "
+                                          f"expected {plain(wanted)}. Leave `encoder` out to take the checkpoint's.")
+    bands = isinstance(loaded.encoder.tokenizer, BandTokenizer)
+    said = enforce(data, loaded.contract, subset_of_channels=bands)
+    return loaded.encoder, adopt(data, loaded.contract), said
+
+
+def pool_rows(prepared: Prepared, sources: tuple[str, ...]) -> np.ndarray:
+    """Rows for self-supervision: training and unlabelled, no group of a validation or test row, of these sources."""
+    rows = prepared.pool()
+    return np.intersect1d(rows, prepared.rows(source=list(sources))) if sources else rows
+
+
+def look(encoder: Encoder, source: Source, settings: PretrainRun) -> dict[str, float]:
+    """Spread and rank of embeddings, and the nearest-neighbour probe of each task with labels in train and val.
+
+    Raises:
+        TrainingFailed: embeddings have collapsed.
+    """
+    gates = settings.gates
+    device = next(encoder.parameters()).device
+    some = Source(source.prepared, source.contract, source.code, _evenly(source.rows, gates.samples))
+    features = torch.from_numpy(embed(encoder, some, device))
+    numbers = {"embedding_std": embedding_std(features), "effective_rank": effective_rank(features)}
+    if numbers["embedding_std"] < gates.min_std or numbers["effective_rank"] < gates.min_rank:
+        raise TrainingFailed(f"embeddings have collapsed: standard deviation {numbers['embedding_std']:.4f} "
+                             f"(expected at least {gates.min_std}), effective rank {numbers['effective_rank']:.2f} "
+                             f"(at least {gates.min_rank}). Lower learning_rate, hide less, or look at the loss curve.")
+    for task in source.prepared.contract.tasks:
+        accuracy = _probe(encoder, source, task, gates, device)
+        if accuracy is not None:
+            numbers[f"knn_balanced_accuracy.{task}"] = accuracy
+    return numbers
+
+
+def _probe(encoder: Encoder, source: Source, task: str, gates: Gates, device: torch.device) -> float | None:
+    """Balanced accuracy on val of neighbours from train; None where the task is no classification or has no rows."""
+    prepared = source.prepared
+    about = prepared.contract.tasks[task]
+    labels = prepared.labels(task)
+    train = _evenly(prepared.rows(split="train", task=task), 2 * gates.samples)
+    val = _evenly(prepared.rows(split="val", task=task), gates.samples)
+    if about.kind != "single_label" or len(train) < gates.neighbours or len(val) == 0:
+        return None
+    reference, queries = (torch.from_numpy(embed(encoder, Source(prepared, source.contract, source.code, rows), device))
+                          for rows in (train, val))
+    one_hot = nn.functional.one_hot(torch.from_numpy(labels[train, 0]).long(), len(about.outputs)).float()
+    guess = nearest_labels(reference, one_hot, queries, gates.neighbours).argmax(1).numpy()
+    truth = labels[val, 0].astype(int)
+    return float(np.mean([np.mean(guess[truth == c] == c) for c in np.unique(truth)]))
+
+
+def embed(encoder: Encoder, source: Source, device: torch.device, batch_size: int = 128) -> np.ndarray:
+    """Mean token of each row: n E float32."""
+
+    def compute(batch: Batch) -> torch.Tensor:
+        features: Features = encoder(encoder.tokenizer.patchify(batch.x, batch.known))
+        return mean_of_valid(features.tokens, features.valid)
+
+    was_training = encoder.training
+    encoder.eval()
+    out = in_order(source, compute, batch_size, device)
+    encoder.train(was_training)
+    return out
+
+
+def start_hash(start: str, root: Path) -> str:
+    """What identifies the weights that a run begins with."""
+    return "" if checkpoints.is_scratch(start) else str(checkpoints.read_record(root / start)["weights_sha256"])
+
+
+def group_hashes(prepared: Prepared, rows: np.ndarray) -> list[str]:
+    """Short hashes of the groups of these rows, so that a later stage can prove that none of them is tested on, without
+    any patient's id leaving the data folder."""
+    groups = prepared.column("group")
+    return sorted({pseudonym(str(groups[row])) for row in rows})
+
+
+def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+
+
+def _record(settings: PretrainRun, source: Source, metrics: dict[str, Any], work: Work) -> dict[str, Any]:
+    reader = source.prepared.folder / "reader.json"
+    return {"kind": "pretrained", "domain": settings.domain, "encoder": plain(settings.encoder),
+            "num_channels": len(source.contract.channels), "objective": plain(settings.objective),
+            "reader": json.loads(reader.read_text()) if reader.is_file() else None,
+            "provenance": {"start": settings.start, "data": settings.data, "data_digest": source.prepared.digest,
+                           "seed": settings.seed, "steps": metrics["steps"], "seconds": metrics["seconds"],
+                           "samples": metrics["samples"], "code": work.code,
+                           "resumed_despite_code_change": work.despite_code_change},
+            "pool_groups": group_hashes(source.prepared, source.rows)}
+
+
+def _pictures(reports: Path, objective: MaskedAutoencoder, source: Source, settings: PretrainRun,
+              history: list[dict[str, float]], device: torch.device, tracked: Any) -> None:
+    """Loss curve, and reconstructions of validation samples where there are some (they were never trained on)."""
+    val = source.prepared.rows(split="val")
+    shown = _evenly(val if len(val) else source.rows, settings.num_pictures)
+    rows = reconstruction_rows(objective, source, shown, settings.seed, device)
+    report.reconstructions(reports / "reconstruction.png", rows)
+    report.loss_curve(reports / "loss.png", history)
+    report.write_csv(reports / "loss.csv", [point for point in history if "loss" in point])
+    for picture in ("reconstruction.png", "loss.png"):
+        tracked.picture(reports / picture)

@@ -1,0 +1,78 @@
+"""Where a run's unfinished work lies. The folder is keyed by settings, data and code, so that a changed setting never
+resumes a stale run; it is outside DVC's outputs, which DVC deletes before a stage starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.settings import fingerprint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_OURS = ("pipelines", "domains", "models")
+_SHOWN_ONLY = ("cli", "tracking", "tracked_run", "lineage", "loggable", "spool", "mlflow_server", "report", "estimate",
+               "resources")
+"""Modules of pipelines/ that change what is shown and never what is computed: editing them discards no resume state."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run's folder for unfinished work."""
+
+    folder: Path
+    fingerprint: str
+    """Of settings, data and code."""
+    code: str
+    """Hash of the project files that this process has imported."""
+    resumed: bool
+    """Whether an earlier, unfinished run left something here."""
+    despite_code_change: bool
+    """Whether what it left was made by other code, and the user said to go on all the same."""
+
+    def finish(self) -> None:
+        """Throw the unfinished work away: the result is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def project_files() -> list[Path]:
+    """The project's own source files that are loaded right now."""
+    files = {Path(origin).resolve() for name, module in list(sys.modules.items())
+             if name.split(".")[0] in _OURS and (origin := getattr(module, "__file__", None))}
+    return sorted(file for file in files if file.is_relative_to(REPOSITORY))
+
+
+def code_hash() -> str:
+    """Short hash of those files."""
+    digest = hashlib.sha256()
+    for file in project_files():
+        if file.parent.name == "pipelines" and file.stem in _SHOWN_ONLY:
+            continue
+        digest.update(str(file.relative_to(REPOSITORY)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def work_folder(root: Path, stage: str, name: str, parts: list[Any], despite_code_change: bool = False) -> Work:
+    """The folder for this run's unfinished work, made if need be.
+
+    Args:
+        parts: what must be equal for a resume: settings, digest of the data, hash of the start.
+        despite_code_change: take up the work of other code too, if there is none of this.
+    """
+    code = code_hash()
+    about = fingerprint(*parts)
+    home = root / ".work" / stage
+    folder = home / f"{name}-{about}-{code}"
+    other = False
+    if not folder.exists() and despite_code_change:
+        earlier = sorted(home.glob(f"{name}-{about}-*"), key=lambda path: path.stat().st_mtime)
+        if earlier:
+            earlier[-1].rename(folder)
+            other = True
+    resumed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    return Work(folder, f"{about}-{code}", code, resumed, other)

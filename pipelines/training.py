@@ -1,0 +1,339 @@
+"""The one LightningModule and the Trainer it runs in.
+
+Every step seeds the generators from (seed, step, micro-batch, rank), takes its batch from (seed, step), and the resume
+state is the step, the weights and the optimiser: a killed run that resumes ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from domains.publish import write_bytes
+from models.encoder.chance import Chance, key_of
+from pipelines.batches import Batch, RawBatch, Source, TrainingBatches, on_device
+
+# Lightning greets every Trainer with a dozen lines and an advertisement; a stage makes many Trainers.
+for _name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+Losses = Callable[[Batch, Chance], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with warm-up and a cosine, counted in steps of the global batch."""
+
+    steps: int
+    """Updates of the weights."""
+    batch_size: int = 64
+    """Samples per update, over all devices and micro-batches."""
+    learning_rate: float = 1.5e-4
+    """Peak learning rate as it is used; it is not scaled by the batch size behind your back."""
+    weight_decay: float = 0.05
+    """Decoupled decay of weights; biases, norms, tokens and position tables are left alone."""
+    betas: tuple[float, ...] = (0.9, 0.95)
+    """Decay of AdamW's moments; (0.9, 0.95) pretraining, (0.9, 0.999) fine-tuning."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    final_share: float = 0.0
+    """Share of the peak that the cosine ends at."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0: no clipping."""
+    layer_decay: float = 1.0
+    """Learning rate of a block relative to the next one (BEiT, MAE's fine-tuning); 1: all alike."""
+    log_every: int = 10
+    """Steps between two points of the curves."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.log_every < 1:
+            raise ValueError(f"steps {self.steps}, batch_size {self.batch_size}, log_every {self.log_every}: "
+                             "each must be at least 1.")
+        if len(self.betas) != 2 or not 0 <= self.warmup < 1 or not 0 < self.layer_decay <= 1:
+            raise ValueError("expected two betas, 0 <= warmup < 1 and 0 < layer_decay <= 1; "
+                             f"found {list(self.betas)}, {self.warmup}, {self.layer_decay}.")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the run runs on. Nothing here changes what is learnt, up to rounding."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes a GPU when there is one."""
+    devices: int = 1
+    """Devices per node."""
+    num_nodes: int = 1
+    """Nodes."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """auto: one device, or DDP for several."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bf16 on a GPU that has it, float32 elsewhere."""
+    accumulate: int = 1
+    """Micro-batches per update, for batches that do not fit."""
+    compile: bool = False
+    """torch.compile the model: faster after a minute, on a GPU."""
+    save_every_seconds: float = 300.0
+    """Least time between two saves of the resume state."""
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on. The text says at which step, on which samples, and what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what is minimised, on what, how."""
+
+    model: nn.Module
+    """All that has weights."""
+    losses: Losses
+    """Named losses of a batch, computed with `model`; their sum is minimised."""
+    source: Source
+    """What it trains on."""
+    augment: Any
+    """The domain's Augment settings, or None."""
+    optimisation: Optimisation
+    machine: Machine
+    seed: int
+    num_blocks: int
+    """Depth of the encoder, for layer decay."""
+    resume: Path | None = None
+    """File for the resume state; None: not resumable."""
+    log: Callable[[int, dict[str, float]], None] | None = None
+    """Called with (step, numbers) every `log_every` steps."""
+    every: int = 0
+    """Steps between two calls of `watch`; 0: never."""
+    watch: Callable[[int], bool] | None = None
+    """Called with the number of steps done, model in eval mode; returns True to stop early."""
+    watch_state: Callable[[], dict[str, Any]] | None = None
+    """What `watch` needs to go on after a resume; saved with the resume state."""
+    restore_watch: Callable[[dict[str, Any]], None] | None = None
+    """Given back what `watch_state` returned."""
+    title: str = "training"
+    """What the progress bar says."""
+
+
+class Training(lightning.LightningModule):
+    """Adds up the named losses of an objective; everything else is what and in which order."""
+
+    def __init__(self, job: Job, start_step: int) -> None:
+        super().__init__()
+        self.job, self.model = job, job.model
+        self.start_step = start_step
+        self.done = start_step
+        self.sums: dict[str, Tensor] = {}
+        self.recent: list[int] = []
+        self.saved = time.monotonic()
+        self.bar: Any = None
+
+    def training_step(self, raw: RawBatch, index: int) -> Tensor:
+        """One micro-batch."""
+        job = self.job
+        torch.manual_seed(key_of(job.seed, raw.step, raw.micro_batch, self.global_rank) & ((1 << 63) - 1))
+        batch, chance = on_device(job.source, raw, job.seed, job.augment, self.device)
+        losses = job.losses(batch, chance)
+        total = torch.stack(list(losses.values())).sum()
+        for name, value in {**losses, "loss": total}.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
+        self.recent = raw.ids.tolist()
+        return total
+
+    def on_train_batch_end(self, outputs: Any, batch: RawBatch, batch_idx: int) -> None:
+        """After a whole update: curves, gates, validation, resume state."""
+        if batch.micro_batch + 1 < self.job.machine.accumulate:
+            return
+        self.done = batch.step + 1
+        last = self.done == self.job.optimisation.steps
+        if self.done % self.job.optimisation.log_every == 0 or last:
+            self._log()
+        if self.job.every and self.job.watch is not None and (self.done % self.job.every == 0 or last):
+            self.eval()
+            self.trainer.should_stop = self.job.watch(self.done) or self.trainer.should_stop
+            self.train()
+        if self.done % self.job.optimisation.log_every == 0:
+            self._save()  # a point of the curve averages the steps since the last one: a resume starts at a point
+        if self.bar is not None:
+            self.bar.update(self.done - self.bar.n)
+
+    def on_train_start(self) -> None:
+        """Steps on stderr; in a log the bar writes a line now and then."""
+        if self.global_rank == 0:
+            self.bar = tqdm(total=self.job.optimisation.steps, initial=self.done, desc=self.job.title, unit="step",
+                            leave=False, mininterval=0.5 if sys.stderr.isatty() else 30)
+
+    def on_train_end(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _save(self) -> None:
+        """Write the resume state, atomically, when it is time."""
+        job = self.job
+        if job.resume is None or time.monotonic() - self.saved < job.machine.save_every_seconds or self.global_rank:
+            return
+        self.saved = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save({"step": self.done, "model": self.model.state_dict(),
+                    "optimizer": self.trainer.optimizers[0].state_dict(),
+                    "watch": job.watch_state() if job.watch_state else {}}, buffer)
+        write_bytes(job.resume, buffer.getvalue())
+
+    def _log(self) -> None:
+        steps = self.done % self.job.optimisation.log_every or self.job.optimisation.log_every
+        micro = steps * self.job.machine.accumulate
+        numbers = {name: float(value) / micro for name, value in self.sums.items()}
+        self.sums = {}
+        if not math.isfinite(numbers["loss"]):
+            raise TrainingFailed(
+                f"the loss is {numbers['loss']} within the {steps} steps up to {self.done}; last samples (rows of the "
+                f"index): {self.recent[:16]}. Expected finite numbers. Lower learning_rate, set clip: 1.0, or look at "
+                "these samples with `lacuna describe`.")
+        if self.job.log is not None and self.global_rank == 0:
+            numbers["learning_rate"] = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
+            self.job.log(self.done, numbers)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a warm-up and cosine that are functions of the absolute step."""
+        plan = self.job.optimisation
+        groups = parameter_groups(self.model, plan, self.job.num_blocks)
+        on_gpu = next(self.model.parameters()).is_cuda
+        optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(plan.betas[0], plan.betas[1]), fused=on_gpu)
+        start = self.start_step
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(plan, start + step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def learning_rate_share(plan: Optimisation, step: int) -> float:
+    """Share of the peak learning rate used for the update number `step` (from 0): linear warm-up, then a cosine."""
+    warm = max(round(plan.warmup * plan.steps), 1) if plan.warmup else 0
+    if step < warm:
+        return (step + 1) / warm
+    along = (step - warm) / max(plan.steps - warm, 1)
+    return plan.final_share + (1 - plan.final_share) * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+
+
+def parameter_groups(model: nn.Module, plan: Optimisation, num_blocks: int) -> list[dict[str, Any]]:
+    """Groups by layer and decay. Layer 0 embeds, block i is layer i + 1, the rest is the last (BEiT; MAE's util)."""
+    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        exempt = parameter.dim() < 2 or "token" in name.split(".")[-1] or ".channel." in name
+        decay = 0.0 if exempt else plan.weight_decay
+        layer = layer_of(name, num_blocks)
+        rate = plan.learning_rate * plan.layer_decay ** (num_blocks + 1 - layer)
+        group = groups.setdefault((layer, decay), {"params": [], "weight_decay": decay, "lr": rate})
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def layer_of(name: str, num_blocks: int) -> int:
+    """Which layer a weight of an encoder belongs to, for layer-wise learning rates."""
+    parts = name.split(".")
+    if "encoder" not in parts:
+        return num_blocks + 1
+    inside = parts[parts.index("encoder") + 1:]
+    if inside[0] in ("tokenizer", "place_code", "class_token"):
+        return 0
+    return int(inside[1]) + 1 if inside[0] == "blocks" else num_blocks + 1
+
+
+class _RestoreOptimizer(lightning.Callback):
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        optimizer = trainer.optimizers[0]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(self.state)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the schedule has set it for the step that comes
+
+
+def fit(job: Job) -> int:
+    """Train `job.model` in place. Returns the number of steps done (fewer when `watch` stopped it).
+
+    Raises:
+        TrainingFailed: on a loss that is not finite.
+    """
+    machine, plan = job.machine, job.optimisation
+    resumed = None
+    if job.resume and job.resume.exists():
+        resumed = torch.load(job.resume, map_location="cpu", weights_only=True)
+    start = 0 if resumed is None else int(resumed["step"])
+    callbacks: list[lightning.Callback] = []
+    if resumed is not None:
+        job.model.load_state_dict(resumed["model"])
+        callbacks.append(_RestoreOptimizer(resumed["optimizer"]))
+        if job.restore_watch is not None:
+            job.restore_watch(resumed["watch"])
+    if start >= plan.steps:
+        return start
+    if machine.compile:
+        job.model.compile()
+    module = Training(job, start)
+    trainer = make_trainer(machine, plan, callbacks, plan.steps - start)
+    job.model.train()
+    batches = _Ranked(job, start, module)
+    with warnings.catch_warnings():
+        # Our iterable is deterministic and in-process on purpose; Lightning advises worker processes.
+        warnings.filterwarnings("ignore", message=".*num_workers.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*treespec.*")  # Lightning's own call of a deprecated function
+        trainer.fit(module, train_dataloaders=batches)
+    job.model.eval()
+    return module.done
+
+
+class _Ranked:
+    """TrainingBatches of this rank; the rank is known only once the trainer has started its processes."""
+
+    def __init__(self, job: Job, start: int, module: Training) -> None:
+        self.job, self.start, self.module = job, start, module
+
+    def __len__(self) -> int:
+        return (self.job.optimisation.steps - self.start) * self.job.machine.accumulate
+
+    def __iter__(self) -> Any:
+        job, plan = self.job, self.job.optimisation
+        return iter(TrainingBatches(job.source, job.seed, plan.batch_size, plan.steps, self.start,
+                                    job.machine.accumulate, self.module.global_rank, self.module.trainer.world_size))
+
+
+def make_trainer(machine: Machine, plan: Optimisation, callbacks: list[lightning.Callback],
+                 steps: int) -> lightning.Trainer:
+    """A Trainer out of settings. Its own checkpoints and loggers are off: resume state and tracking are ours."""
+    strategy = machine.strategy
+    if strategy == "auto" and machine.devices * machine.num_nodes > 1:
+        strategy = "ddp"
+    return lightning.Trainer(
+        accelerator=machine.accelerator, devices=machine.devices, num_nodes=machine.num_nodes, strategy=strategy,
+        precision=precision_of(machine), max_steps=steps, max_epochs=-1, accumulate_grad_batches=machine.accumulate,
+        gradient_clip_val=plan.clip or None, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0)
+
+
+def precision_of(machine: Machine) -> Any:
+    """The setting, or what "auto" comes to on this machine."""
+    if machine.precision != "auto":
+        return machine.precision
+    gpu = machine.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if gpu else "32-true"
+
+
+def device_of(machine: Machine) -> torch.device:
+    """Where to compute outside the Trainer (validation, prediction)."""
+    return torch.device("cuda" if machine.accelerator != "cpu" and torch.cuda.is_available() else "cpu")

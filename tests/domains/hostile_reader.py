@@ -1,0 +1,72 @@
+"""A reader whose files tell it how to misbehave; runs in the child processes that the tests of quarantine start."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from domains.sample import ManifestRow, Piece, Refused
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Settings inside settings."""
+
+    names: tuple[str, ...] = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """Settings of every shape that a domain's may have."""
+
+    size: tuple[int, int] = (4, 5)
+    nested: Nested = field(default_factory=Nested)
+    by_source: dict[str, Nested] = field(default_factory=dict)
+    nothing: float | None = None
+
+
+def read(row: ManifestRow, settings: Hostile) -> list[Piece]:
+    """What the file's first word says."""
+    verb, _, number = row.path.read_text().partition(" ")
+    print("noise on stdout, and a patient's name")
+    os.write(1, b"raw noise")
+    sys.stderr.write("noise on stderr")
+    misbehave(verb)
+    assert isinstance(settings.size, tuple) and settings.nested.names == ("a", "b") and settings.nothing is None
+    assert settings.by_source["x"] == Nested(("c",))
+    values = np.full((1, *settings.size), int(number) % 251, np.uint8)
+    if verb == "many":
+        return [Piece(values, suffix=f"@{i}") for i in range(3)]
+    return [Piece(values, mask=values[0], facts={"exact": np.float32(1.5), "list": [1, 2]})]  # type: ignore[dict-item]
+
+
+def misbehave(verb: str) -> None:
+    """The ways in which a parser goes wrong on a broken or malicious file."""
+    match verb:
+        case "segfault":
+            ctypes.string_at(0)
+        case "exit":
+            os._exit(3)
+        case "sleep":
+            time.sleep(1000)
+        case "spin":
+            while True:
+                pass
+        case "raise":
+            raise ValueError("PATIENT NAME")
+        case "refuse":
+            raise Refused("transfer syntax 1.2.3\nis not read")
+        case "bomb":
+            np.ones(2**33, np.uint8)
+        case "missing":
+            raise ImportError("rasterio is missing. Install it with: pip install 'lacuna[satellite]'")
+        case "write":
+            with open(os.path.join(os.environ["TMPDIR"], "written"), "wb") as file:
+                file.write(b"x" * 10_000)
+        case "environment":
+            assert "A_SECRET" not in os.environ

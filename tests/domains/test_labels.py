@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from domains import labels
+from domains.labels import LabelError
+from domains.sample import ManifestRow, Task
+
+
+def rows(texts: list[str], splits: list[str] | None = None, **more: list[str]) -> list[ManifestRow]:
+    sources = more.pop("source", [""] * len(texts))
+    return [ManifestRow(Path(str(i)), str(i), f"g{i}", splits[i] if splits else "train", sources[i],
+                        columns={"y": text, **{name: column[i] for name, column in more.items()}})
+            for i, text in enumerate(texts)]
+
+
+def test_an_empty_label_is_unknown_and_never_negative() -> None:
+    for kind in ("multi_label", "regression"):
+        found = labels.arrays(Task(kind, ("y",)), rows(["1", "", "0", "nan"]))
+        assert np.array_equal(found.ravel(), [1, np.nan, 0, np.nan], equal_nan=True)
+    found = labels.arrays(Task("single_label", ("y",), ("0", "1")), rows(["1", "", "0"]))
+    assert np.array_equal(found.ravel(), [1, np.nan, 0], equal_nan=True)
+
+
+@pytest.mark.parametrize("text", ["1", "1.0", " 1 ", "01", "1e0"])
+def test_spellings_of_one_number_are_one_class(text: str) -> None:
+    assert labels.arrays(Task("single_label", ("y",), ("0", "1")), rows([text])).item() == 1
+
+
+def test_classes_come_from_the_training_split_in_order() -> None:
+    task = Task("single_label", ("y",))
+    assert labels.resolve(task, rows(["10", "9", "2.0"])).classes == ("2", "9", "10")
+    assert labels.resolve(task, rows(["b", "a", "c"], ["train", "train", "test"])).classes == ("a", "b")
+
+
+def test_a_value_that_is_no_class_is_unknown_and_counted() -> None:
+    given = rows(["a", "b", "c", "c"], ["train", "train", "test", "val"])
+    task = labels.resolve(Task("single_label", ("y",)), given)
+    assert np.array_equal(labels.arrays(task, given).ravel(), [0, 1, np.nan, np.nan], equal_nan=True)
+    assert labels.other_values(task, given) == {"c": 2}
+
+
+def test_a_class_that_no_row_has_is_refused() -> None:
+    with pytest.raises(LabelError, match="found no row of class bengin"):
+        labels.resolve(Task("single_label", ("y",), ("bengin", "malign")), rows(["benign", "malign"]))
+
+
+def test_one_class_is_not_a_task() -> None:
+    with pytest.raises(LabelError, match="found 1 classes"):
+        labels.resolve(Task("single_label", ("y",)), rows(["a", "b"], ["train", "test"]))
+
+
+def test_labels_of_other_sources_and_conditions_are_unknown() -> None:
+    given = rows(["1", "1", "1", "0"], source=["s", "t", "s", "s"], valid=["1.0", "1.0", "0.0", "1"])
+    task = Task("multi_label", ("y",), sources=("s",), where={"valid": "1"})
+    assert np.array_equal(labels.arrays(task, given).ravel(), [1, np.nan, np.nan, 0], equal_nan=True)
+
+
+def test_findings_are_zero_or_one_and_targets_are_finite() -> None:
+    with pytest.raises(LabelError, match="expected 0, 1 or empty"):
+        labels.arrays(Task("multi_label", ("y",)), rows(["-1"]))
+    with pytest.raises(LabelError, match="expected a finite number"):
+        labels.arrays(Task("regression", ("y",)), rows(["inf"]))
+    with pytest.raises(LabelError, match="'many'"):
+        labels.arrays(Task("regression", ("y",)), rows(["many"]))
+
+
+def test_a_column_that_is_not_there_is_named() -> None:
+    with pytest.raises(LabelError, match="expected also z"):
+        labels.resolve(Task("multi_label", ("z",)), rows(["1"]))
+
+
+def test_counts_tell_unknown_from_negative() -> None:
+    task = Task("multi_label", ("y", "z"))
+    assert labels.counts(task, np.array([[1, np.nan], [0, 1], [np.nan, np.nan]])) == {"y": 1, "z": 1, "unknown": 1}
+    single = Task("single_label", ("y",), ("a", "b"))
+    assert labels.counts(single, np.array([[1], [np.nan], [1]])) == {"a": 0, "b": 2, "unknown": 1}

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from domains import worker
+from domains.quarantine import Limits, Outcome, Reader, fault, read_all
+from domains.sample import ManifestRow, Piece
+from tests.domains.hostile_reader import Hostile, Nested
+
+READER = Reader("tests.domains.hostile_reader", Hostile(by_source={"x": Nested(("c",))}))
+LIMITS = Limits(memory_gb=2, seconds=2, workers=2)
+
+
+def make_rows(folder: Path, verbs: dict[int, str], num: int) -> list[ManifestRow]:
+    rows = []
+    for i in range(num):
+        path = folder / f"{i}.txt"
+        path.write_text(f"{verbs.get(i, 'fine')} {i}")
+        rows.append(ManifestRow(path, path.name, f"g{i}", "train", "s"))
+    return rows
+
+
+def read(rows: list[ManifestRow], limits: Limits = LIMITS) -> list[Outcome]:
+    return list(read_all(rows, READER, limits))
+
+
+def test_one_bad_file_is_quarantined_alone_whatever_it_does(tmp_path: Path) -> None:
+    verbs = {2: "segfault", 3: "segfault", 7: "sleep", 11: "raise", 12: "refuse", 13: "bomb", 17: "exit", 23: "spin",
+             39: "segfault"}
+    outcomes = read(make_rows(tmp_path, verbs, 40))
+    reasons = {i: outcome.reason for i, outcome in enumerate(outcomes) if outcome.reason}
+    assert sorted(reasons) == sorted(verbs)
+    assert "SIGSEGV" in reasons[2]
+    assert reasons[7] == reasons[23] == "took longer than 2 s"
+    assert reasons[12] == "transfer syntax 1.2.3 is not read"
+    assert "memory" in reasons[13]
+    assert "exit code 3" in reasons[17]
+    assert all(len(outcome.sha256) == 64 for outcome in outcomes)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_rows_order_with_any_number_of_workers(tmp_path: Path, workers: int) -> None:
+    rows = make_rows(tmp_path, {0: "sleep", 5: "segfault", 9: "many"}, 120)
+    outcomes = read(rows, Limits(memory_gb=2, seconds=2, workers=workers))
+    assert [outcome.row for outcome in outcomes] == rows
+    for i, outcome in enumerate(outcomes):
+        if i not in (0, 5):
+            assert all((piece.values == i % 251).all() for piece in outcome.pieces)
+    assert [piece.suffix for piece in outcomes[9].pieces] == ["@0", "@1", "@2"]
+
+
+def test_values_masks_and_facts_arrive_as_they_were_made(tmp_path: Path) -> None:
+    piece = read(make_rows(tmp_path, {}, 8))[7].pieces[0]
+    assert piece.values.dtype == np.uint8 and piece.values.shape == (1, 4, 5)
+    assert piece.mask is not None and (piece.mask == 7).all() and piece.mask.shape == (4, 5)
+    assert piece.facts == {"exact": 1.5, "list": [1, 2]}
+
+
+def test_an_exceptions_text_never_reaches_the_parent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    reason = read(make_rows(tmp_path, {0: "raise"}, 1))[0].reason
+    assert "PATIENT" not in reason
+    assert "ValueError at domains/hostile_reader.py" in reason
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_reader_is_given_no_secrets_and_writes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "x")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    outcomes = read(make_rows(tmp_path, {0: "environment", 1: "write"}, 2))
+    assert not outcomes[0].reason
+    assert "OSError" in outcomes[1].reason
+    assert not (tmp_path / "written").exists() or (tmp_path / "written").stat().st_size == 0
+
+
+def test_a_missing_file_is_a_reason(tmp_path: Path) -> None:
+    outcome = read([ManifestRow(tmp_path / "none.png", "none.png", "g", "train", "")])[0]
+    assert outcome.reason.startswith("no such file")
+    assert outcome.sha256 == ""
+
+
+def test_a_missing_library_stops_the_run_and_names_the_extra(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match=r"lacuna\[satellite\]"):
+        read(make_rows(tmp_path, {3: "missing"}, 6))
+
+
+def test_a_reader_that_is_not_there_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match="no_such_reader"):
+        list(read_all(make_rows(tmp_path, {}, 1), Reader("no_such_reader", Hostile()), LIMITS))
+
+
+def test_the_hash_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series/1").write_text("a")
+    first = worker.hash_of(tmp_path / "series")
+    (tmp_path / "series/1").rename(tmp_path / "series/2")
+    second = worker.hash_of(tmp_path / "series")
+    (tmp_path / "series/2").write_text("b")
+    assert len({first, second, worker.hash_of(tmp_path / "series")}) == 3
+
+
+def test_settings_survive_the_way_to_the_child() -> None:
+    for value in (READER.settings, ManifestRow(Path("/a"), "a", "g", "", "s", None, {"": "x"}), [1, (2.5, None)]):
+        assert worker.decode(worker.encode(value)) == value
+
+
+@pytest.mark.parametrize(("values", "mask", "says"), [
+    (np.zeros((1, 4, 4), np.int16), None, "found int16"),
+    (np.zeros((4, 4), np.uint8), None, "2 dimensions"),
+    (np.zeros((2, 4, 4), np.uint8), None, "2 channels"),
+    (np.zeros((1, 4, 4), np.uint8), np.zeros((4, 5), np.uint8), "a mask of"),
+    (np.zeros((1, 4, 4), np.uint8), np.zeros((4, 4), np.uint8), ""),
+])
+def test_a_piece_that_breaks_its_contract_is_told(values: np.ndarray, mask: np.ndarray | None, says: str) -> None:
+    found = fault(Piece(values, mask), "uint8", 1, 3, None)
+    assert says in found and bool(says) == bool(found)
+
+
+def test_not_a_number_is_a_fault_unless_it_means_unknown() -> None:
+    values = np.array([[[np.nan, 1.0]]], np.float32)
+    assert "not finite" in fault(Piece(values), "float32", 1, 3, None)
+    assert fault(Piece(values), "float32", 1, 3, float("nan")) == ""
+    assert "no known value" in fault(Piece(values * np.nan), "float32", 1, 3, float("nan"))
+    assert "not finite" in fault(Piece(values * np.inf), "float32", 1, 3, float("nan"))
+
+
+def test_limits_that_no_library_fits_into_are_refused() -> None:
+    with pytest.raises(ValueError, match="memory_gb"):
+        Limits(memory_gb=0.1)

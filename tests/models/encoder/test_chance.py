@@ -1,0 +1,48 @@
+import numpy as np
+import torch
+
+from models.encoder.chance import _mix, _mix_int, chance_of, key_of, uniform
+
+
+def test_the_tensor_and_the_integer_mixer_agree():
+    for value in (0, 1, 12345, (1 << 63) - 1, (1 << 64) - 1):
+        signed = value - (1 << 64) if value >= 1 << 63 else value
+        assert int(_mix(torch.tensor([signed]))) % (1 << 64) == _mix_int(value)
+
+
+def test_numbers_depend_on_every_key_and_on_nothing_else():
+    ids, epochs = torch.arange(4), torch.zeros(4, dtype=torch.int64)
+    base = chance_of(1, 2, 3, ids, epochs).uniform(8, 0)
+    assert torch.equal(base, chance_of(1, 2, 3, ids, epochs).uniform(8, 0))
+    others = [chance_of(9, 2, 3, ids, epochs), chance_of(1, 9, 3, ids, epochs), chance_of(1, 2, 9, ids, epochs),
+              chance_of(1, 2, 3, ids + 10, epochs), chance_of(1, 2, 3, ids, epochs + 1)]
+    for other in others:
+        assert not (other.uniform(8, 0) == base).any()
+    assert not (chance_of(1, 2, 3, ids, epochs).uniform(8, 1) == base).any()
+
+
+def test_a_sample_draws_the_same_alone_as_in_a_batch():
+    ids, epochs = torch.arange(100), torch.zeros(100, dtype=torch.int64)
+    together = chance_of(0, 5, 0, ids, epochs).uniform(16, 3)
+    alone = chance_of(0, 5, 0, ids[42:43], epochs[42:43]).uniform(16, 3)
+    assert torch.equal(together[42], alone[0])
+
+
+def test_what_ranks_share_does_not_depend_on_the_micro_batch():
+    ids, epochs = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    assert chance_of(0, 7, 0, ids, epochs).shared_uniform(1) == chance_of(0, 7, 3, ids + 5, epochs).shared_uniform(1)
+
+
+def test_numbers_are_uniform_and_uncorrelated():
+    draws = uniform(torch.arange(2000), 50).numpy()
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = np.histogram(draws, bins=20, range=(0, 1))[0]
+    expected = draws.size / 20
+    assert ((counts - expected) ** 2 / expected).sum() < 44  # chi-square, 19 degrees of freedom, p = 0.001
+    neighbours = np.corrcoef(draws[:, 0], draws[:, 1])[0, 1], np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]
+    assert max(abs(c) for c in neighbours) < 0.08
+
+
+def test_keys_do_not_collide_for_swapped_parts():
+    keys = {key_of(a, b) for a in range(50) for b in range(50)}
+    assert len(keys) == 2500

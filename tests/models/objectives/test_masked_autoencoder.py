@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from models.encoder.chance import chance_of
+from models.encoder.masking import ChannelMasking, RandomMasking
+from models.encoder.patches import Mask, Patches
+from models.encoder.tokenizers import Bands, Grid, Groups
+from models.encoder.transformer import Encoder, EncoderSettings, Shape
+from models.objectives.decoders import DecoderSettings
+from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
+from models.objectives.readouts import ChamferReadout, PixelReadout
+
+CASES = {
+    "image": (Grid(patch=(4, 4)), (6, 1, 16, 16), RandomMasking(), PixelReadout()),
+    "volume": (Grid(patch=(4, 4, 4)), (6, 1, 8, 8, 8), RandomMasking(ratio=0.5), PixelReadout(normalise_patch=True)),
+    "bands": (Bands(patch=(8, 8)), (6, 3, 16, 16), ChannelMasking(ratio=0.5), PixelReadout()),
+    "points": (Groups(num_groups=8, group_size=8), (6, 64, 3), RandomMasking(ratio=0.6), ChamferReadout()),
+}
+
+
+def make(case: str) -> tuple[MaskedAutoencoder, torch.Tensor]:
+    tokenizer, shape, masking, readout = CASES[case]
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSettings(tokenizer=tokenizer, size=Shape(24, 2, 2)), shape[1] if case != "points" else 3)
+    settings = MaskedAutoencoderSettings(masking=masking, decoder=DecoderSettings(width=16, depth=1, num_heads=2),
+                                         readout=readout)
+    return MaskedAutoencoder(settings, encoder), torch.randn(shape)
+
+
+def chance(step: int = 0):
+    return chance_of(0, step, 0, torch.arange(6), torch.zeros(6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loss_falls_on_one_batch_and_every_weight_gets_a_gradient(case):
+    model, x = make(case)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    touched: set[str] = set()
+    for step in range(60):
+        loss = sum(model(x, None, chance(step % 4)).values())
+        optimizer.zero_grad()
+        loss.backward()
+        touched |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        optimizer.step()
+        losses.append(float(loss))
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert touched == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_chance_gives_the_same_loss(case):
+    model, x = make(case)
+    model.eval()
+    one, two, other = (float(model(x, None, chance(step))["reconstruction"]) for step in (1, 1, 2))
+    assert one == two != other
+
+
+def test_what_is_hidden_does_not_reach_the_encoder():
+    model, x = make("image")
+    model.eval()
+    result = model.reconstruct(x, None, chance())
+    changed = result.patches.values.clone()
+    changed.scatter_(1, result.mask.hidden[..., None].expand(-1, -1, changed.shape[-1]), 99.0)
+    other = model.encoder.tokenizer.unpatchify(changed, x.shape[2:])
+    assert torch.equal(model.reconstruct(other, None, chance()).predicted, result.predicted)
+
+
+def test_unknown_values_are_neither_seen_nor_scored():
+    model, x = make("bands")
+    model.eval()
+    known = torch.ones_like(x, dtype=torch.bool)
+    known[0, 1] = False          # a band that is missing
+    known[1, :, :, :8] = False   # nodata over half of a tile
+    known[2, :, 3, 5] = False    # single pixels
+    poison = x.masked_fill(~known, 0.0)
+    first = model(poison, known, chance())["reconstruction"]
+    patches = model.encoder.tokenizer.patchify(poison, known)
+    mask = model.masking(patches, chance())
+    decoded = model.decoder(model.encoder(patches, mask), patches, mask)
+    garbage = Patches(patches.values.masked_fill(~patches.known, 1e6), patches.place, patches.known)
+    assert torch.equal(model.readout(decoded, poison, garbage, mask), first)
+
+
+def test_loss_with_everything_known_is_the_plain_mean():
+    model, x = make("image")
+    model.eval()
+    known = torch.ones_like(x, dtype=torch.bool)
+    torch.testing.assert_close(model(x, known, chance()), model(x, None, chance()))
+
+
+def test_normalised_targets_follow_the_paper():
+    model, x = make("volume")
+    result = model.reconstruct(x, None, chance())
+    patches, mask = result.patches, result.mask
+    decoded = torch.zeros(6, mask.hidden.shape[1], 16)
+    with torch.no_grad():
+        model.readout.project.weight.zero_()
+        model.readout.project.bias.zero_()
+    target = patches.values.gather(1, mask.hidden[..., None].expand(-1, -1, 64)).double()
+    target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    loss = model.readout(decoded, x, patches, mask).double()
+    torch.testing.assert_close(loss, target.square().mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tokenizer", "masking", "readout", "said"), [
+    (Groups(), RandomMasking(), PixelReadout(), "groups of points take chamfer"),
+    (Grid(), RandomMasking(), ChamferReadout(), "grids and bands take pixels"),
+    (Grid(), ChannelMasking(), PixelReadout(), "needs one token per band")])
+def test_combinations_that_mean_nothing_are_refused_with_the_reason(tokenizer, masking, readout, said):
+    with pytest.raises(ValueError, match=said):
+        MaskedAutoencoderSettings(masking=masking, readout=readout).fits(EncoderSettings(tokenizer=tokenizer))
+
+
+def test_filler_at_the_end_of_a_list_changes_nothing():
+    model, x = make("image")
+    model.eval()
+    patches = model.encoder.tokenizer.patchify(x)
+    plain = Mask(torch.arange(4).expand(6, -1), torch.arange(4, 16).expand(6, -1))
+    padded = Mask(torch.cat([plain.visible, torch.zeros(6, 2, dtype=torch.int64)], 1), plain.hidden,
+                  torch.arange(6).expand(6, -1) < 4)
+    one, two = model.encoder(patches, plain), model.encoder(patches, padded)
+    torch.testing.assert_close(two.tokens[:, :4], one.tokens)
+    torch.testing.assert_close(two.summary, one.summary)

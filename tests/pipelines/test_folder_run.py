@@ -1,0 +1,70 @@
+"""`lacuna finetune medical --data DIR --labels CSV`: somebody's own folder through the same stages."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import lacuna
+
+SMALL = ["--set", "read.size=[32,32]", "--set", "encoder.tokenizer.patch=[8,8]", "--steps", "2",
+         "--set", "encoder.size={width: 16, depth: 1, num_heads: 2}", "--set", "seeds=[0]",
+         "--set", "optimisation.batch_size=4", "--set", "machine.accelerator=cpu"]
+
+
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """36 grey pictures of 18 patients, a manifest with a class, two findings and an age."""
+    monkeypatch.setenv("LACUNA_TRACKING", "off")
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "films"
+    folder.mkdir()
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "group", "ill", "y_a", "y_b", "age"])
+        for i in range(36):
+            ill = int(rng.integers(2))
+            Image.fromarray(rng.integers(0, 120 + 80 * ill, (40, 40), dtype=np.uint8)).save(folder / f"{i}.png")
+            unknown_or = "" if i % 5 == 0 else i % 2
+            writer.writerow([f"{i}.png", f"p{i // 2}", "yes" if ill else "no", ill, unknown_or, 20 + i * 1.5])
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def tune(*arguments: str) -> int:
+    return lacuna.main(["finetune", "medical", "--data", "films", "--labels", "labels.csv", *arguments, *SMALL])
+
+
+@pytest.mark.parametrize(("label", "kind"), [(["ill"], "single_label"), (["y_a", "y_b"], "multi_label"),
+                                             (["age"], "single_label")])
+def test_a_folder_and_a_manifest_become_a_scored_model(films, capsys, label, kind):
+    assert tune(*(part for column in label for part in ("--label", column)), "--name", "mine",
+                *(["--task", "regression"] if label == ["age"] else [])) == 0
+    assert "settings of this run" in capsys.readouterr().out
+    record = json.loads(Path("reports/evaluate/mine/metrics.json").read_text())
+    assert list(record["arms"]) == ["scratch"]
+    pasted = yaml.safe_load(Path("reports/evaluate/mine/params.yaml").read_text())
+    assert pasted["ingest"]["mine"]["tasks"]["task"]["kind"] == ("regression" if label == ["age"] else kind)
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn"])
+def test_every_protocol_can_be_had(films, protocol):
+    assert tune("--label", "ill", "--name", "p", "--protocol", protocol) == 0
+    assert json.loads(Path("artifacts/finetune/p/summary.json").read_text())["protocol"] == protocol
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--label", "disease"], "expected disease among them"),
+    (["--label", "ill", "--set", "colour=1"], "unknown key: finetune"),
+    (["--label", "ill", "--start", "nowhere"], "is not a checkpoint"),
+    (["--label", "ill", "--set", "x"], "found no '='")])
+def test_what_cannot_be_used_is_said_in_a_sentence(films, capsys, arguments, said):
+    assert tune(*arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from domains import contract as contracts
+from domains.sample import ManifestRow, Piece
+from domains.splits import GroupCut, cut_groups
+from domains.store import Writer, open_prepared
+from pipelines import ingest, tracking
+from pipelines.describe import describe
+from pipelines.ingest import DataRun, DomainReader, IngestFailed
+from pipelines.settings import SettingsError, build
+from tests.fabricate import contract_of
+from tests.pipelines import fake_domain
+
+ROOT = Path(__file__).parents[2]
+
+
+class Silent:
+    """Stands for a tracked run."""
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
+    def picture(self, path: Path) -> None: ...
+    def table(self, path: Path) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def without_libraries_and_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def open_run(**_: Any) -> Iterator[Silent]:
+        yield Silent()
+
+    monkeypatch.setattr(tracking, "open_run", open_run)
+    monkeypatch.setattr(ingest, "domain_reader",
+                        lambda domain: DomainReader(fake_domain, fake_domain, fake_domain.Settings))
+
+
+def make_files(root: Path, num: int = 60, bad: int = 0, splits: bool = False) -> None:
+    """Files of two sources with two per group; the first `bad` are damaged."""
+    rng = np.random.default_rng(0)
+    folder = root / "data/raw/a"
+    folder.mkdir(parents=True)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "group", "split", "source", "sick", "age", "mask"])
+        for i in range(num):
+            values = rng.integers(0, 200, (1, 8 + i % 2, 8), dtype=np.uint8)
+            np.save(folder / f"{i}.npy", values)
+            np.save(folder / f"{i}_mask.npy", values[0] % 2)
+            if i < bad:
+                (folder / f"{i}.npy").write_text("damaged")
+            split = ("train", "train", "val", "test", "unlabelled")[i // 2 % 5] if splits else ""
+            writer.writerow([f"{i}.npy", f"patient {i // 2}", split, f"site {i // 2 % 2}",
+                             "" if i % 7 == 0 else i // 4 % 2, 20 + i, f"{i}_mask.npy" if i % 3 == 0 else ""])
+
+
+def settings(**changes: Any) -> DataRun:
+    raw: dict[str, Any] = {
+        "domain": "medical",
+        "files": {"folder": "data/raw/a", "manifest": "data/raw/a/labels.csv", "mask_column": "mask"},
+        "read": {"kind": "squares"}, "limits": {"memory_gb": 2, "seconds": 20, "workers": 2},
+        "tasks": {"sick": {"kind": "single_label", "columns": ["sick"]},
+                  "age": {"kind": "regression", "columns": ["age"]}},
+    }
+    files = {**raw["files"], **changes.pop("files", {})}
+    return build(DataRun, {**raw, **changes, "files": files}, "ingest.a")
+
+
+def test_a_run_writes_all_that_training_and_reports_need(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    metrics = ingest.run("a", settings(), tmp_path)
+    folder, report = tmp_path / "data/prepared/a", tmp_path / "reports/ingest/a"
+    assert {path.name for path in folder.iterdir()} == {
+        "shard-00000.npy", "mask-00000.npy", "index.parquet", "contract.json", "reader.json", "quarantine.csv",
+        "summary.json", "leaks.csv"}
+    assert {path.name for path in report.iterdir()} == {"metrics.json", "contact_sheet.png", "splits.csv",
+                                                        "quarantine.csv"}
+    prepared = open_prepared(folder)
+    assert len(prepared) == metrics["samples"] == 60
+    assert prepared.verify() == []
+    for i in (0, 7, 33):
+        assert np.array_equal(prepared.values(i), np.load(tmp_path / f"data/raw/a/{i}.npy"))
+    assert prepared.has_mask.tolist() == [i % 3 == 0 for i in range(60)]
+    assert prepared.contract.tasks["sick"].classes == ("0", "1")
+    assert prepared.contract.channels[0].high < 200
+    assert cut_groups(prepared.column("group"), prepared.column("split")) == []
+    assert np.isnan(prepared.labels("sick")[::7]).all()
+    assert prepared.labels("age")[5].tolist() == [25]
+
+
+def test_two_runs_make_the_same_bytes(tmp_path: Path) -> None:
+    make_files(tmp_path, bad=1)
+    for name in ("a", "b"):
+        ingest.run(name, settings(bad_files=0.5), tmp_path)
+    first, second = (tmp_path / "data/prepared" / name for name in ("a", "b"))
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_bad_files_are_quarantined_with_their_hash_and_reason(tmp_path: Path) -> None:
+    make_files(tmp_path, bad=2)
+    metrics = ingest.run("a", settings(bad_files=0.05), tmp_path)
+    with (tmp_path / "data/prepared/a/quarantine.csv").open() as file:
+        refused = list(csv.DictReader(file))
+    assert [row["path"] for row in refused] == ["0.npy", "1.npy"]
+    assert refused[0]["reason"] == "not a .npy file" and len(refused[0]["sha256"]) == 64
+    assert (metrics["quarantined"], metrics["samples"]) == (2, 58)
+
+
+def test_too_many_bad_files_fail_the_run_at_its_end_and_leave_the_list(tmp_path: Path) -> None:
+    make_files(tmp_path, bad=4)
+    with pytest.raises(IngestFailed, match="found 4 of 60 refused, expected at most 5.0%"):
+        ingest.run("a", settings(bad_files=0.05), tmp_path)
+    assert not (tmp_path / "data/prepared/a").exists()
+    assert list((tmp_path / "data/prepared").iterdir()) == []
+    assert len((tmp_path / "reports/ingest/a/quarantine.csv").read_text().splitlines()) == 5
+
+
+def test_a_folder_of_nothing_readable_is_told_before_the_long_part(tmp_path: Path) -> None:
+    make_files(tmp_path, num=10, bad=10)
+    with pytest.raises(IngestFailed, match="found none readable among"):
+        ingest.run("a", settings(tasks={}), tmp_path)
+
+
+def test_values_that_contradict_the_settings_stop_the_run_and_name_the_source(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    with pytest.raises(IngestFailed, match="source site 0: values: found"):
+        ingest.run("a", settings(read={"kind": "squares", "brightest": 20}), tmp_path)
+
+
+def test_a_manifest_whose_splits_cut_a_group_is_refused(tmp_path: Path) -> None:
+    make_files(tmp_path, splits=True)
+    path = tmp_path / "data/raw/a/labels.csv"
+    path.write_text(path.read_text().replace("1.npy,patient 0,train", "1.npy,patient 0,test", 1))
+    with pytest.raises(GroupCut, match="found 1 groups") as caught:
+        ingest.run("a", settings(), tmp_path)
+    assert "patient 0" not in str(caught.value)
+
+
+def test_a_planted_copy_in_the_test_split_is_reported_and_kept_from_the_pool(tmp_path: Path) -> None:
+    make_files(tmp_path, splits=True)
+    folder = tmp_path / "data/raw/a"
+    np.save(folder / "6.npy", np.load(folder / "0.npy"))  # 6 is of a test group, 0 of a training group
+    metrics = ingest.run("a", settings(), tmp_path)
+    assert metrics["exact_leaks"] == 1
+    prepared = open_prepared(tmp_path / "data/prepared/a")
+    keys = [prepared.column("key")[i] for i in prepared.pool()]
+    assert "0.npy" not in keys and "1.npy" in keys
+    assert "exact: train-test 1" in describe(tmp_path / "data/prepared/a")
+    with pytest.raises(IngestFailed, match="found 1 pairs"):
+        ingest.run("a", settings(leaks="refuse"), tmp_path)
+
+
+def test_the_pool_holds_no_held_out_group(tmp_path: Path) -> None:
+    make_files(tmp_path, splits=True)
+    ingest.run("a", settings(), tmp_path)
+    prepared = open_prepared(tmp_path / "data/prepared/a")
+    held = {prepared.column("group")[i] for i in prepared.rows(split=("val", "test"))}
+    pool = prepared.pool()
+    assert len(pool) == 36
+    assert not held & {prepared.column("group")[i] for i in pool}
+
+
+def test_statistics_come_from_training_rows_alone(tmp_path: Path) -> None:
+    make_files(tmp_path, splits=True)
+    folder = tmp_path / "data/raw/a"
+    ingest.run("a", settings(), tmp_path)
+    for i in range(60):
+        if i // 2 % 5 >= 2:
+            np.save(folder / f"{i}.npy", np.load(folder / f"{i}.npy") // 4 + 190)
+    ingest.run("b", settings(), tmp_path)
+    channels = [open_prepared(tmp_path / "data/prepared" / name).contract.channels for name in ("a", "b")]
+    assert channels[0] == channels[1]
+
+
+def test_pieces_of_one_file_share_its_row(tmp_path: Path) -> None:
+    make_files(tmp_path, num=10)
+    ingest.run("a", settings(read={"kind": "squares", "tiles": 3}, tasks={}), tmp_path)
+    prepared = open_prepared(tmp_path / "data/prepared/a")
+    assert prepared.column("key")[:4] == ["0.npy@0", "0.npy@1", "0.npy@2", "1.npy@0"]
+    assert prepared.column("group")[0] == prepared.column("group")[5]
+
+
+def test_a_damaged_run_replaces_nothing(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    ingest.run("a", settings(), tmp_path)
+    digest = open_prepared(tmp_path / "data/prepared/a").digest
+    (tmp_path / "data/raw/a/7.npy").write_text("damaged")
+    with pytest.raises(IngestFailed):
+        ingest.run("a", settings(), tmp_path)
+    assert open_prepared(tmp_path / "data/prepared/a").digest == digest
+
+
+def test_an_unknown_key_of_the_reader_is_refused_by_its_dotted_path(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    with pytest.raises(SettingsError, match=r"unknown key: ingest\.a\.read\.sise"):
+        ingest.run("a", settings(read={"kind": "squares", "sise": [8, 8]}), tmp_path)
+
+
+def test_describe_says_what_was_ingested_and_what_was_not(tmp_path: Path) -> None:
+    make_files(tmp_path, bad=1, splits=True)
+    ingest.run("a", settings(bad_files=0.1, files={"sources": ["site 0"]}), tmp_path)
+    text = describe(tmp_path / "data/prepared/a")
+    for part in ("29 samples from 30 files", "left out by source: site 1 30", "quarantined: 1 of 30",
+                 "1 x not a .npy file", "sick (single_label)", "unknown", "grey 0-255", "self-supervised pool",
+                 "no near duplicate"):
+        assert part in text, part
+    assert "patient" not in text
+
+
+def test_the_contact_sheet_shows_every_split_and_source(tmp_path: Path) -> None:
+    image_of = pytest.importorskip("PIL.Image")
+    from pipelines.contact_sheet import choose
+    make_files(tmp_path, splits=True)
+    ingest.run("a", settings(), tmp_path)
+    prepared = open_prepared(tmp_path / "data/prepared/a")
+    shown = choose(prepared, 24)
+    assert len(shown) == len(set(shown)) == 24
+    assert {(prepared.column("split")[i], prepared.column("source")[i]) for i in shown} == set(
+        zip(prepared.column("split"), prepared.column("source"), strict=True))
+    assert np.asarray(image_of.open(tmp_path / "reports/ingest/a/contact_sheet.png")).std() > 10
+
+
+def test_summary_and_report_name_no_patient(tmp_path: Path) -> None:
+    make_files(tmp_path, bad=1)
+    ingest.run("a", settings(bad_files=0.1), tmp_path)
+    for path in (tmp_path / "data/prepared/a/summary.json", tmp_path / "reports/ingest/a/metrics.json",
+                 tmp_path / "reports/ingest/a/splits.csv"):
+        assert "patient" not in path.read_text()
+    assert json.loads((tmp_path / "data/prepared/a/summary.json").read_text())["reasons"] == {"not a .npy file": 1}
+
+
+@pytest.mark.parametrize(("domain", "foreign"), [("medical", "domains.satellite"), ("medical", "domains.pointcloud"),
+                                                 ("satellite", "domains.medical"), ("pointcloud", "domains.medical")])
+def test_reading_one_domain_imports_no_other(domain: str, foreign: str) -> None:
+    code = (f"import sys; from pipelines.ingest import domain_reader; domain_reader({domain!r}); "
+            f"sys.exit(any(name.startswith({foreign!r}) for name in sys.modules)"
+            " or any(name in sys.modules for name in ('rasterio', 'pydicom', 'nibabel', 'open3d', 'laspy', 'torch')))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_band_that_only_unlabelled_samples_have_is_scaled_by_their_statistics(tmp_path: Path) -> None:
+    """Left at mean 0 and deviation 1, its reflectances of thousands would drown every other band's loss."""
+    contract = contract_of("multispectral")
+    writer = Writer(tmp_path, "uint16", ["bright"])
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        values = rng.integers(1000, 3000, (3, 16, 16)).astype(np.uint16)
+        split = "train" if i < 10 else "unlabelled"
+        if split == "train":
+            values[2] = 65535
+        row = ManifestRow(tmp_path / str(i), str(i), f"g{i}", split, "")
+        writer.add(Piece(values), row, {"bright": np.array([np.nan], np.float32)})
+    writer.close()
+    contracts.save(contract, tmp_path / "contract.json")
+    measured, said = ingest._measure("x", open_prepared(tmp_path))
+    assert 1900 < measured.channels[2].mean < 2100 and 400 < measured.channels[2].std < 700
+    assert any("no training sample has B4" in sentence for sentence in said)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from domains.manifest import ManifestError, read_manifest
+from pipelines.ingest import DataRun, domain_reader
+from pipelines.init import ENDINGS, init, look
+from pipelines.settings import build, load_run
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "manifest.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_class_folders_become_labels_and_split_folders_splits(tmp_path: Path) -> None:
+    touch(tmp_path / "films", *(f"{split}/{label}/{i}.jpeg" for split in ("train", "valid", "test")
+                                for label in ("NORMAL", "PNEUMONIA") for i in range(3)))
+    text = init(tmp_path / "films", tmp_path)
+    rows = rows_of(tmp_path)
+    assert len(rows) == 18
+    assert {row["split"] for row in rows} == {"train", "val", "test"}
+    assert {row["label"] for row in rows} == {"NORMAL", "PNEUMONIA"}
+    assert "EVERY FILE IS ITS OWN GROUP (18)" in text
+
+
+@pytest.mark.parametrize(("names", "groups", "rule"), [
+    (["00001280_004.jpg", "00001280_005.jpg", *(f"{p}_0.jpg" for p in range(8))], 9, "up to its first number"),
+    ([f"case {p}/{i}.jpg" for p in range(4) for i in range(1 + p % 2)], 4, "the folder that a file lies in"),
+    (["a.jpg", "b.jpg", "c.jpg"], 3, "EVERY FILE"),
+    (["img_001.jpg", "img_002.jpg", "img_003.jpg"], 3, "EVERY FILE"),
+    (["2024_a.jpg", "2024_b.jpg", "2025_c.jpg", "2025_d.jpg"], 4, "EVERY FILE"),
+])
+def test_the_rule_for_groups_is_said(tmp_path: Path, names: list[str], groups: int, rule: str) -> None:
+    touch(tmp_path / "films", *names)
+    text = init(tmp_path / "films", tmp_path)
+    assert len({row["group"] for row in rows_of(tmp_path)}) == groups
+    assert rule in text
+    assert "CHECK" in text
+
+
+@pytest.mark.parametrize(("kind", "domain"), [("xray", "medical"), ("ct", "medical"), ("multispectral", "satellite"),
+                                              ("points", "pointcloud")])
+def test_the_paragraph_is_one_that_ingest_takes(tmp_path: Path, kind: str, domain: str) -> None:
+    touch(tmp_path / "data", *(f"{label}/{i}{ENDINGS[kind][0]}" for label in ("a", "no") for i in range(5)))
+    init(tmp_path / "data", tmp_path)
+    run = load_run("ingest", "data", DataRun, tmp_path)
+    assert run.domain == domain
+    reader = domain_reader(domain)
+    read = build(reader.settings, run.read, "ingest.data.read")
+    manifest = read_manifest(run.files, reader.ingest.suffixes(read), tmp_path)
+    assert len(manifest.rows) == 10
+    assert run.tasks["label"].classes == ("a", "no")
+
+
+def test_folders_of_many_slices_are_volumes(tmp_path: Path) -> None:
+    touch(tmp_path / "scans", *(f"p{p}/{i}.dcm" for p in range(5) for i in range(20)))
+    text = init(tmp_path / "scans", tmp_path)
+    assert [row["path"] for row in rows_of(tmp_path)] == [f"p{p}" for p in range(5)]
+    assert "Kind: ct" in text
+    touch(tmp_path / "films", *(f"{label}/{i}.dcm" for label in ("sick", "well") for i in range(20)))
+    assert look(tmp_path / "films").kind == "xray"
+
+
+@pytest.mark.parametrize("names", [("image/p1.nii.gz", "mask/p1.nii.gz"), ("p1.nii.gz", "p1_mask.nii.gz"),
+                                   ("image/p1.nii.gz", "nodule_mask/p1.nii.gz"),
+                                   ("p1.nii.gz", "segmentations/p1.nii.gz")])
+def test_masks_are_put_beside_their_files(tmp_path: Path, names: tuple[str, str]) -> None:
+    touch(tmp_path / "scans", *names)
+    text = init(tmp_path / "scans", tmp_path)
+    rows = rows_of(tmp_path)
+    assert [(row["path"], row["mask_path"]) for row in rows] == [names]
+    assert "mask_column: mask_path" in text
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    touch(tmp_path / "films", "a.png")
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    text = init(tmp_path / "films", tmp_path)
+    assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"
+    assert "was not written" in text and "ingest:" in text
+    with pytest.raises(ManifestError, match="already"):
+        init(tmp_path / "films", tmp_path)
+
+
+def test_a_folder_without_known_files_names_the_endings(tmp_path: Path) -> None:
+    touch(tmp_path / "docs", "a.docx", ".hidden.png")
+    with pytest.raises(ManifestError, match=r"nothing to read among 1 files.*\.nii\.gz"):
+        init(tmp_path / "docs", tmp_path)
+    with pytest.raises(ManifestError, match="found no folder"):
+        init(tmp_path / "none", tmp_path)
+
+
+def test_other_files_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path / "films", "a.png", "b.png", "readme.txt", "c.tif")
+    assert "Left out: 2 other files" in init(tmp_path / "films", tmp_path)

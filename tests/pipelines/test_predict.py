@@ -1,0 +1,211 @@
+"""A file gets the answer that its prepared sample gets; what was done is not done again; a bad file stops nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from domains.quarantine import Limits
+from pipelines import checkpoints, native
+from pipelines import predict as prediction
+from pipelines.batches import Source, domain_code
+from pipelines.tuned_checkpoints import predict as predict_prepared
+from pipelines.tuned_checkpoints import probabilities
+from tests.pipelines.native_files import DOMAINS, TASKS, ingest_files, tuned, write_file
+
+ONE = Limits(workers=1)
+LIBRARIES = {"xray": "PIL", "ct": "nibabel", "multispectral": "rasterio", "points": "numpy"}
+
+
+@pytest.fixture(params=sorted(LIBRARIES))
+def kind(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(LIBRARIES[request.param], reason=f"reading {request.param} needs {LIBRARIES[request.param]}")
+    return str(request.param)
+
+
+def test_a_file_gets_the_answer_that_its_prepared_sample_gets(kind: str, tmp_path: Path) -> None:
+    files, prepared = ingest_files(tmp_path, kind, count=3)
+    model = tuned(tmp_path / "checkpoint", prepared, kind)
+    source = Source(prepared, prepared.contract, domain_code(DOMAINS[kind]), np.arange(len(prepared)))
+    expected = probabilities("single_label", torch.from_numpy(predict_prepared(model, source)), 1.7).numpy()
+    found = prediction.predict(tmp_path / "checkpoint", files, limits=ONE)
+    assert [result["path"] for result in found] == [file.as_posix() for file in files]
+    np.testing.assert_allclose([list(result["probabilities"].values()) for result in found], expected, atol=2e-5)
+    assert [result["label"] for result in found] == [TASKS["single_label"].classes[i] for i in expected.argmax(1)]
+    assert len({result["probabilities"]["yes"] for result in found}) == 3
+
+
+@pytest.fixture
+def xray(tmp_path: Path) -> tuple[list[Path], Path]:
+    """Three films and a checkpoint."""
+    pytest.importorskip("PIL", reason="reading PNG needs pillow")
+    files, prepared = ingest_files(tmp_path, "xray", count=3)
+    tuned(tmp_path / "checkpoint", prepared, "xray")
+    return files, tmp_path / "checkpoint"
+
+
+def _table(folder: Path) -> list[dict[str, str]]:
+    with (folder / prediction.TABLE).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that go to a reader from now on."""
+    seen: list[str] = []
+    real = native.read_all
+    monkeypatch.setattr(
+        native, "read_all", lambda rows, *rest: seen.extend(row.path.name for row in rows) or real(rows, *rest)
+    )
+    return seen
+
+
+def test_one_bad_file_is_said_and_the_others_are_done(xray: tuple[list[Path], Path], tmp_path: Path) -> None:
+    files, checkpoint = xray
+    (files[0].parent / "broken.png").write_bytes(b"\x89PNG not really")
+    code = prediction.predict_to_folder(
+        checkpoint, [*files, files[0].parent / "broken.png", "missing.png"], tmp_path / "out", limits=ONE
+    )
+    rows = _table(tmp_path / "out")
+    assert code == 0 and [row["status"] for row in rows] == ["done"] * 3 + ["refused"] * 2
+    assert "no such file" in rows[4]["reason"] and rows[3]["label"] == ""
+    assert sum(float(rows[0][f"p.{name}"]) for name in ("no", "yes")) == pytest.approx(1, abs=1e-5)
+    records = json.loads((tmp_path / "out" / prediction.RECORDS).read_text())
+    assert [record["path"] for record in records] == [row["path"] for row in rows]
+
+
+def test_what_was_done_by_the_same_checkpoint_on_the_same_bytes_is_skipped(
+    xray: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, checkpoint = xray
+    out = tmp_path / "out"
+    prediction.predict_to_folder(checkpoint, files[:2], out, limits=ONE)
+    first = _table(out)
+    seen = _read_files(monkeypatch)
+    prediction.predict_to_folder(checkpoint, files, out, limits=ONE)
+    assert seen == [files[2].name] and _table(out)[:2] == first
+    write_file(files[0].with_suffix(""), "xray", seed=99)
+    seen.clear()
+    prediction.predict_to_folder(checkpoint, files, out, limits=ONE)
+    assert seen == [files[0].name], "its bytes have changed"
+    record = json.loads((checkpoint / checkpoints.RECORD).read_text())
+    (checkpoint / checkpoints.RECORD).write_text(json.dumps({**record, "temperature": 1.0}))
+    seen.clear()
+    prediction.predict_to_folder(checkpoint, files, out, limits=ONE)
+    assert len(seen) == 3, "the temperature has changed"
+    assert len(_table(out)) == 3
+
+
+def test_a_run_that_was_killed_goes_on_from_its_journal(
+    xray: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, checkpoint = xray
+    out = tmp_path / "out"
+    prediction.predict_to_folder(checkpoint, files, out, limits=ONE)
+    complete = _table(out)
+    lines = (out / prediction.JOURNAL).read_text().splitlines(keepends=True)
+    (out / prediction.JOURNAL).write_text(lines[0] + lines[1][:40])  # cut in the middle of a line
+    (out / prediction.TABLE).unlink()
+    seen = _read_files(monkeypatch)
+    prediction.predict_to_folder(checkpoint, files, out, limits=ONE)
+    assert seen == [file.name for file in files[1:]] and _table(out) == complete
+
+
+def test_folders_are_searched_for_what_the_reader_takes(xray: tuple[list[Path], Path], tmp_path: Path) -> None:
+    files, checkpoint = xray
+    (files[0].parent / "sub").mkdir()
+    deeper = write_file(files[0].parent / "sub/deeper", "xray", 7)
+    (files[0].parent / "notes.txt").write_text("not a film")
+    found = native.rows_of([files[0].parent, files[0]], native.open_checkpoint(checkpoint, "cpu"))
+    assert [row.path for row in found] == [*files, deeper]
+    with pytest.raises(ValueError, match="found no file for xray"):
+        (tmp_path / "empty").mkdir()
+        native.rows_of([tmp_path / "empty"], native.open_checkpoint(checkpoint, "cpu"))
+
+
+def test_a_manifest_brings_source_and_columns(xray: tuple[list[Path], Path], tmp_path: Path) -> None:
+    files, checkpoint = xray
+    manifest = files[0].parent / "two.csv"
+    manifest.write_text(f"path,source,bands\n{files[0].name},north,B2\n{files[1].name},,\n")
+    rows = native.rows_of([manifest], native.open_checkpoint(checkpoint, "cpu"))
+    assert [(row.path, row.source, row.columns["bands"]) for row in rows] == [
+        (files[0], "north", "B2"),
+        (files[1], "", ""),
+    ]
+    manifest.write_text("file\nx\n")
+    with pytest.raises(ValueError, match="expected one called path"):
+        native.rows_of([manifest], native.open_checkpoint(checkpoint, "cpu"))
+
+
+def _stub(kind: str, suffixes: tuple[str, ...]) -> Any:
+    """As much of an opened checkpoint as finding files needs."""
+    return SimpleNamespace(
+        contract=SimpleNamespace(kind=kind, domain=DOMAINS[kind]),
+        reader=SimpleNamespace(settings=SimpleNamespace(sensor="sentinel2")),
+        ingest=SimpleNamespace(suffixes=lambda settings: suffixes),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffixes", "samples"),
+    [
+        ("ct", (".nii", ".nii.gz", ".dcm", ""), ["a.nii.gz", "series1", "series2/1.2.840"]),
+        ("multispectral", (".tif", ".npy", ""), ["scene", "stacked/one.tif", "stacked/two.tif"]),
+        ("xray", (".dcm", ".png", ""), ["a/bare", "a/film.png"]),
+    ],
+)
+def test_a_folder_of_slices_or_of_bands_is_one_sample(
+    kind: str, suffixes: tuple[str, ...], samples: list[str], tmp_path: Path
+) -> None:
+    names = {
+        "ct": ["a.nii.gz", "notes.txt", "series1/1.dcm", "series1/2.dcm", "series2/1.2.840/00001", ".hidden/1.dcm"],
+        "multispectral": ["scene/T31_B02.tif", "scene/T31_B03.tif", "stacked/one.tif", "stacked/two.tif"],
+        "xray": ["a/bare", "a/film.png", "a/notes.txt"],
+    }[kind]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = native.rows_of([tmp_path], _stub(kind, suffixes))
+    assert [row.path.relative_to(tmp_path).as_posix() for row in found] == samples
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_findings_and_numbers_are_named(task: str, xray: tuple[list[Path], Path], tmp_path: Path) -> None:
+    files, _ = xray
+    _, prepared = ingest_files(tmp_path / "again", "xray", count=3)
+    tuned(tmp_path / task, prepared, "xray", task)
+    (result,) = prediction.predict(tmp_path / task, files[:1], limits=ONE)
+    assert tuple(result["probabilities"]) == TASKS[task].columns
+    named = [name for name, value in result["probabilities"].items() if value >= 0.5]
+    assert result["label"] == (named if task == "multi_label" else None)
+
+
+def test_damaged_weights_are_refused(xray: tuple[list[Path], Path]) -> None:
+    files, checkpoint = xray
+    weights = checkpoint / checkpoints.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(checkpoints.CheckpointError, match="changed or cut short"):
+        prediction.predict(checkpoint, files)
+
+
+def test_a_checkpoint_without_reader_settings_says_what_to_do(xray: tuple[list[Path], Path]) -> None:
+    files, checkpoint = xray
+    record = json.loads((checkpoint / checkpoints.RECORD).read_text())
+    (checkpoint / checkpoints.RECORD).write_text(json.dumps({**record, "reader": None}))
+    with pytest.raises(checkpoints.CheckpointError, match="Ingest the data again"):
+        prediction.predict(checkpoint, files)
+
+
+def test_reader_settings_that_the_weights_do_not_know_are_refused(xray: tuple[list[Path], Path]) -> None:
+    files, checkpoint = xray
+    contract = json.loads((checkpoint / checkpoints.CONTRACT).read_text())
+    contract["channels"][0]["unit"] = "optical density"
+    (checkpoint / checkpoints.CONTRACT).write_text(json.dumps(contract))
+    with pytest.raises(ValueError, match="unit of grey"):
+        prediction.predict(checkpoint, files)

@@ -1,0 +1,85 @@
+"""The pages say what is there: settings that validate, links and paths that lead somewhere, runs that are shipped."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.encoder.masking import num_visible
+from pipelines.batches import domain_code
+from pipelines.ingest import DataRun, domain_reader
+from pipelines.pretrain import PretrainRun
+from pipelines.settings import build
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CARDS = sorted((ROOT / "docs/methods").glob("*.md"))
+
+
+def paragraphs(page: Path, stage: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, raw settings) of every run in the page's YAML blocks that begin with this stage."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [pair for block in blocks if block.startswith(f"{stage}:")
+            for pair in yaml.safe_load(block)[stage].items()]
+
+
+def published(card: str) -> PretrainRun:
+    name, raw = paragraphs(ROOT / "docs/methods" / card, "pretrain")[0]
+    return build(PretrainRun, raw, name)
+
+
+def test_every_method_has_a_card() -> None:
+    assert {card.stem for card in CARDS} >= {"mae", "mae_3d", "channel_mae", "point_mae"}
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
+def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
+    found = paragraphs(card, "pretrain")
+    assert found, "a card without the settings that reproduce the published recipe"
+    for name, raw in found:
+        run = build(PretrainRun, raw, f"pretrain.{name}")
+        if run.augment is not None:
+            build(domain_code(run.domain).augment.Augment, run.augment, f"pretrain.{name}.augment")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_data_run_in_the_pages_validates(page: Path) -> None:
+    for name, raw in paragraphs(page, "ingest"):
+        run = build(DataRun, raw, f"ingest.{name}")
+        build(domain_reader(run.domain).settings, run.read, f"ingest.{name}.read")
+
+
+def test_the_recipes_have_the_published_numbers() -> None:
+    films, points = published("mae.md"), published("point_mae.md")
+    assert films.objective.masking.ratio == 0.90
+    assert films.augment is not None and films.augment["crop_scale"] == [0.5, 1.0]
+    assert 64 - num_visible(64, points.objective.masking.ratio) == 38
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_every_path_at_the_left_of_the_readme_tree_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(part for part in readme.split("```") if "\npipelines/" in part)
+    named = re.findall(r"^([\w./-]+) {2,}\S", block, re.MULTILINE)
+    assert len(named) > 10
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_readme_and_the_cards_name_every_shipped_pretraining_and_no_other() -> None:
+    files = (ROOT / "params.yaml", ROOT / "examples/real/params.yaml")
+    shipped = {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["pretrain"]}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("| paper | run")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[2])}
+    assert named == shipped
+    in_cards = {name for card in CARDS for name in re.findall(r"`pretrain\.(\w+)`", card.read_text(encoding="utf-8"))}
+    assert in_cards == shipped
