@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-# Before torch is imported: waiting threads sleep. Spinning ones are somewhat faster on an idle machine; where another
-# process held one of two cores, a step of the shipped X-ray run took 3.5 s with them and 0.11 s without.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Before torch is imported: a thread that waits looks 1000 times and then sleeps. libgomp's own 300,000 times cost nothing
+# on an idle machine and, where another process holds a core, make a small model's step many times slower; sleeping at
+# once (OMP_WAIT_POLICY=passive) costs a quarter of the idle machine's speed.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Our packages are called models, domains and pipelines, and so may folders of whoever calls us. Ours come first on the
 # path, so that `lacuna` works in a folder with a ./models of its own (PYTHONPATH=. is common there).

@@ -231,7 +231,8 @@ def parameter_groups(model: nn.Module, plan: Optimisation, num_blocks: int) -> l
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        exempt = parameter.dim() < 2 or "token" in name.split(".")[-1] or ".channel." in name
+        last = name.split(".")[-1]
+        exempt = parameter.dim() < 2 or "token" in last or last in ("class_position", "rows") or ".channel." in name
         decay = 0.0 if exempt else plan.weight_decay
         layer = layer_of(name, num_blocks)
         rate = plan.learning_rate * plan.layer_decay ** (num_blocks + 1 - layer)
@@ -246,7 +247,7 @@ def layer_of(name: str, num_blocks: int) -> int:
     if "encoder" not in parts:
         return num_blocks + 1
     inside = parts[parts.index("encoder") + 1:]
-    if inside[0] in ("tokenizer", "place_code", "class_token"):
+    if inside[0] in ("tokenizer", "place_code", "class_token", "class_position"):
         return 0
     return int(inside[1]) + 1 if inside[0] == "blocks" else num_blocks + 1
 

@@ -20,6 +20,9 @@ class Patches(NamedTuple):
     """B N K: where each patch is; the last axes are (z, y, x) or (y, x) in patch units, or a point's coordinates."""
     known: Tensor | None = None
     """B N P bool: which values are real data; None when all are."""
+    grid: tuple[int, ...] | None = None
+    """How many patches there are along each axis of place, a band axis first where there is one; None for points. A
+    table of positions needs it to fit itself to other sizes."""
 
     def usable(self) -> Tensor | None:
         """B N bool: patches that hold any real data; None when all do. The others are dropped by every mask."""
@@ -48,9 +51,11 @@ class Features(NamedTuple):
     summary: Tensor
     """B D: the class token after the last norm where there is one, else the mean of the valid tokens."""
     layers: tuple[Tensor, ...] = ()
-    """One B V D per block asked for, before the last norm."""
+    """One B S D per block asked for, before the last norm: the whole sequence, class token first where there is one."""
     valid: Tensor | None = None
     """B V bool: which tokens are real; None when all are."""
+    extra: Tensor | None = None
+    """B X D after the last norm: what an adapter has put between the class token and the patches (prompts)."""
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -61,7 +66,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 def take_patches(patches: Patches, index: Tensor) -> Patches:
     """The patches at `index` B V."""
     return Patches(take(patches.values, index), take(patches.place, index),
-                   None if patches.known is None else take(patches.known, index))
+                   None if patches.known is None else take(patches.known, index), patches.grid)
 
 
 def see_all(patches: Patches) -> Mask:

@@ -1,12 +1,52 @@
 """Position codes: functions of place, so that an encoder and a decoder each make their own width, at any size.
 
-Legend: B batch, N patches, K place coordinates, D width.
+Legend: B batch, N patches, K place coordinates, D width, T rows of a table.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SinCos:
+    """Fixed sines and cosines (MAE); no parameters, any size."""
+
+    kind: Literal["sin_cos"] = "sin_cos"
+    first_axis_first: bool = False
+    """Whose sines come first in the code: the last axis' (MAE, MONAI) or the first one's (Hi-End-MAE)."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row per place of a grid: positions that were learnt, or read from a published file."""
+
+    kind: Literal["table"] = "table"
+    grid: tuple[int, ...] = ()
+    """Patches along each axis, first axis first."""
+    learnt: bool = True
+    """Train the rows; False keeps them as they are."""
+    channelvit_resize: bool = False
+    """Resize as ChannelViT's release does, which is not the identity at the native size: for its published weights."""
+
+    def __post_init__(self) -> None:
+        if len(self.grid) not in (2, 3) or min(self.grid) < 1:
+            raise ValueError(f"grid: found {list(self.grid)}, expected two or three sizes of at least 1.")
+
+
+@dataclass(frozen=True)
+class NoPositions:
+    """Patches do not say where they are."""
+
+    kind: Literal["none"] = "none"
+
+
+PositionSettings = SinCos | Table | NoPositions
 
 
 def sin_cos(coordinate: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
@@ -20,36 +60,80 @@ def sin_cos(coordinate: Tensor, dim: int, temperature: float = 10000.0) -> Tenso
 class GridPositions(nn.Module):
     """Fixed sines and cosines of the last `axes` coordinates; no parameters.
 
-    The width is shared equally by the axes, x first as in MAE (its code puts the column first), what is left over
-    after rounding to even shares is 0.
+    The width is shared equally by the axes, the last one (x) first as in MAE (its code puts the column first); what is
+    left over after rounding to even shares is 0.
     """
 
-    def __init__(self, dim: int, axes: int) -> None:
+    def __init__(self, dim: int, axes: int, first_axis_first: bool = False) -> None:
         super().__init__()
-        self.dim, self.axes = dim, axes
+        self.dim, self.axes, self.first_axis_first = dim, axes, first_axis_first
         self.share = dim // (2 * axes) * 2
         if self.share < 2:
             raise ValueError(f"width {dim} is too small for positions on {axes} axes; expected at least {2 * axes}.")
 
-    def forward(self, place: Tensor) -> Tensor:
+    def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
         """place B N K -> B N D"""
-        grid = place[..., -self.axes:].flip(-1)                             # x, y(, z)
-        code = sin_cos(grid, self.share).flatten(-2)                        # B N axes*share
+        axes = place[..., -self.axes:]
+        if not self.first_axis_first:
+            axes = axes.flip(-1)                                            # x, y(, z)
+        code = sin_cos(axes, self.share).flatten(-2)                        # B N axes*share
         return nn.functional.pad(code, (0, self.dim - code.shape[-1]))
+
+
+class TablePositions(nn.Module):
+    """Rows of a table, resized where the data's grid is another one."""
+
+    def __init__(self, dim: int, settings: Table) -> None:
+        super().__init__()
+        self.settings = settings
+        self.rows = nn.Parameter(torch.zeros(math.prod(settings.grid), dim), requires_grad=settings.learnt)
+        nn.init.normal_(self.rows, std=0.02)
+
+    def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """place B N K with whole coordinates, grid: patches per axis (None: the table's own) -> B N D"""
+        axes = len(self.settings.grid)
+        wanted = self.settings.grid if grid is None else grid[-axes:]
+        if self.settings.channelvit_resize and grid is not None:
+            if self._taken_for_native(grid):
+                # ChannelViT's release looks at the number of tokens, not at the grid (its vision_transformer does too)
+                return self.rows[:place.shape[1]].expand(len(place), -1, -1)
+            rows = resize_rows(self.rows, self.settings.grid, wanted, overshoot=0.1)
+        else:
+            rows = resize_rows(self.rows, self.settings.grid, wanted)
+        index = place[..., -axes].long()
+        for axis in range(1, axes):
+            index = index * wanted[axis] + place[..., axis - axes].long()
+        return rows[index]
+
+    def _taken_for_native(self, grid: tuple[int, ...]) -> bool:
+        return math.prod(grid) == len(self.rows) and grid[-1] == grid[-2]
+
+
+class NoCode(nn.Module):
+    """Zeros for every place."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """place B N K -> B N D"""
+        return place.new_zeros(*place.shape[:-1], self.dim, dtype=torch.float32)
 
 
 class BandPositions(nn.Module):
     """Grid positions plus a learnt code per channel (ChannelViT, Bao et al. 2024, section 3.1)."""
 
-    def __init__(self, dim: int, num_channels: int) -> None:
+    def __init__(self, dim: int, num_channels: int, positions: PositionSettings | None = None) -> None:
         super().__init__()
-        self.grid = GridPositions(dim, axes=2)
+        self.grid = build_grid_positions(dim, 2, positions)
         self.channel = nn.Embedding(num_channels, dim)
         nn.init.normal_(self.channel.weight, std=0.02)
 
-    def forward(self, place: Tensor) -> Tensor:
+    def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
         """place B N 3, (channel, y, x) -> B N D"""
-        return self.grid(place) + self.channel(place[..., 0].long())
+        code: Tensor = self.grid(place, grid) + self.channel(place[..., 0].long())
+        return code
 
 
 class PointPositions(nn.Sequential):
@@ -57,3 +141,44 @@ class PointPositions(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int = 128) -> None:
         super().__init__(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """place B N 3 -> B N D"""
+        code: Tensor = super().forward(place)
+        return code
+
+
+def build_grid_positions(dim: int, axes: int, settings: PositionSettings | None) -> nn.Module:
+    """The module for patches on a grid of `axes` axes. Raises ValueError for a table with other axes."""
+    match settings:
+        case None:
+            return GridPositions(dim, axes)
+        case SinCos():
+            return GridPositions(dim, axes, settings.first_axis_first)
+        case Table():
+            if len(settings.grid) != axes:
+                raise ValueError(f"positions.grid: found {list(settings.grid)}, expected {axes} sizes, as `patch` has.")
+            return TablePositions(dim, settings)
+        case NoPositions():
+            return NoCode(dim)
+
+
+def resize_rows(rows: Tensor, grid: tuple[int, ...], wanted: tuple[int, ...], overshoot: float = 0.0) -> Tensor:
+    """A table for another grid: bicubic in 2-D, trilinear in 3-D, corners not aligned (MAE's fine-tuning, DeiT).
+
+    Args:
+        rows: T D, first axis of the grid slowest.
+        overshoot: added to the wanted sizes when the scale is computed, as ChannelViT and DINO do (0.1); the sizes
+            themselves stay. Not the identity, even where `wanted` equals `grid`.
+    """
+    if grid == wanted and not overshoot:
+        return rows
+    maps = rows.float().reshape(1, *grid, -1).movedim(-1, 1)                 # 1 D *grid
+    mode = "bicubic" if len(grid) == 2 else "trilinear"
+    if overshoot:
+        scale = tuple((to + overshoot) / size for to, size in zip(wanted, grid, strict=True))
+        maps = nn.functional.interpolate(maps, scale_factor=scale, mode=mode, align_corners=False)
+        assert maps.shape[2:] == torch.Size(wanted), (maps.shape, wanted)
+    else:
+        maps = nn.functional.interpolate(maps, size=wanted, mode=mode, align_corners=False)
+    return maps.flatten(2)[0].T.to(rows.dtype)

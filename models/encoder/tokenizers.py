@@ -1,6 +1,7 @@
 """Tokenizers cut a sample into patches, without parameters, and embed a patch's values.
 
-Each has `patchify`, `unpatchify`, `embed` and `place_code(dim)`; nothing after them knows what kind of data it was.
+Each has `patchify`, `unpatchify`, `embed` and `place_code(dim, positions)`; nothing after them knows what kind of data
+it was.
 
 Legend: B batch, C channels, D H W voxels or pixels, N patches, P values per patch, K place coordinates, M points,
 G groups of k points, E width of the encoder.
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from models.encoder.batch_norm import SyncedBatchNorm1d
 from models.encoder.patches import Patches
 from models.encoder.point_ops import farthest_point_sampling, nearest_neighbours
-from models.encoder.positions import BandPositions, GridPositions, PointPositions
+from models.encoder.positions import BandPositions, PointPositions, PositionSettings, build_grid_positions
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class GridTokenizer(nn.Module):
         """x B C (D) H W, known likewise -> Patches. Raises ValueError when the patch does not divide the size."""
         grid = _grid_of(x.shape[2:], self.patch)
         place = _coordinates(grid, x.device).expand(len(x), -1, -1)
-        return Patches(_cut(x, grid, self.patch), place, None if known is None else _cut(known, grid, self.patch))
+        return Patches(_cut(x, grid, self.patch), place, None if known is None else _cut(known, grid, self.patch), grid)
 
     def unpatchify(self, values: Tensor, size: Sequence[int]) -> Tensor:
         """values B N P -> B C (D) H W of that size; the inverse of patchify."""
@@ -86,9 +87,9 @@ class GridTokenizer(nn.Module):
         """B N P -> B N E"""
         return self.project(values)
 
-    def place_code(self, dim: int) -> nn.Module:
-        """Fixed sines and cosines."""
-        return GridPositions(dim, axes=len(self.patch))
+    def place_code(self, dim: int, positions: PositionSettings | None = None) -> nn.Module:
+        """Fixed sines and cosines unless the settings say otherwise."""
+        return build_grid_positions(dim, len(self.patch), positions)
 
 
 class BandTokenizer(nn.Module):
@@ -118,7 +119,7 @@ class BandTokenizer(nn.Module):
         band = torch.tensor(self.channels, device=x.device, dtype=yx.dtype)
         place = torch.cat([band.repeat_interleave(len(yx))[:, None], yx.repeat(len(band), 1)], 1)   # C*n 3
         return Patches(self._cut(x, grid), place.expand(len(x), -1, -1),
-                       None if known is None else self._cut(known, grid))
+                       None if known is None else self._cut(known, grid), (len(self.channels), *grid))
 
     def unpatchify(self, values: Tensor, size: Sequence[int]) -> Tensor:
         """values B C*n p*p -> B C H W"""
@@ -131,9 +132,9 @@ class BandTokenizer(nn.Module):
         """B N P -> B N E"""
         return self.project(values)
 
-    def place_code(self, dim: int) -> nn.Module:
-        """Sines and cosines of (y, x) plus a learnt code per band."""
-        return BandPositions(dim, self.num_channels)
+    def place_code(self, dim: int, positions: PositionSettings | None = None) -> nn.Module:
+        """A code of (y, x), sines and cosines unless the settings say otherwise, plus a learnt code per band."""
+        return BandPositions(dim, self.num_channels, positions)
 
     def _cut(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
         return _cut(x.reshape(-1, 1, *x.shape[2:]), grid, self.patch).reshape(len(x), -1, self.num_values)
@@ -177,8 +178,11 @@ class GroupTokenizer(nn.Module):
         x = second(norm(first(x).flatten(0, 1)).relu())                      # B*N*k E
         return x.reshape(batch * count, self.group_size, -1).amax(1).reshape(batch, count, -1)
 
-    def place_code(self, dim: int) -> nn.Module:
+    def place_code(self, dim: int, positions: PositionSettings | None = None) -> nn.Module:
         """A small network of the centre."""
+        if positions is not None:
+            raise ValueError(f"positions {positions.kind} are for grids; groups of points take a network of their "
+                             "centres. Leave `positions` out.")
         return PointPositions(dim)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.encoder.patches import Features, Mask, Patches, see_all, take_patches
+from models.encoder.positions import PositionSettings
 from models.encoder.tokenizers import Grid, TokenizerSettings, build_tokenizer
 
 
@@ -54,6 +55,18 @@ class EncoderSettings:
     (Huang et al. 2016)."""
     dropout: float = 0.0
     """Share of activations dropped after attention and in the MLP while training."""
+    positions: PositionSettings | None = None
+    """How places are coded; null: as the tokenizer does (sines and cosines on grids, a network for points)."""
+    class_position: bool = False
+    """Learn a position for the class token; False: it has none."""
+    mlp_width: int | None = None
+    """Hidden width of each block's MLP; null: four times the width."""
+    qkv_bias: bool = True
+    """Bias in the projection to queries, keys and values (Point-MAE and MONAI have none)."""
+    norm_eps: float = 1e-6
+    """Added to the variance in every layer norm (Point-MAE and MONAI: 1e-5)."""
+    last_norm: bool = True
+    """Normalise after the last block. MAE's classifiers on the mean token do so after pooling, in the head."""
 
     @property
     def shape(self) -> Shape:
@@ -64,10 +77,10 @@ class EncoderSettings:
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
@@ -98,13 +111,15 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, drop_path: float = 0.0, *,
+                 mlp_width: int | None = None, qkv_bias: bool = True, norm_eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = Attention(width, num_heads, dropout)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout),
-                                 nn.Linear(4 * width, width), nn.Dropout(dropout))
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = Attention(width, num_heads, dropout, qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        hidden = mlp_width or 4 * width
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout),
+                                 nn.Linear(hidden, width), nn.Dropout(dropout))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -121,14 +136,20 @@ class Encoder(nn.Module):
         shape = settings.shape
         self.settings, self.num_channels, self.width = settings, num_channels, shape.width
         self.tokenizer = build_tokenizer(settings.tokenizer, num_channels, shape.width)
-        self.place_code = self.tokenizer.place_code(shape.width)
+        self.place_code = self.tokenizer.place_code(shape.width, settings.positions)
+        if settings.class_position and not settings.class_token:
+            raise ValueError("class_position needs class_token: true.")
         self.class_token = nn.Parameter(torch.zeros(1, 1, shape.width)) if settings.class_token else None
+        self.class_position = nn.Parameter(torch.zeros(1, 1, shape.width)) if settings.class_position else None
         rates = torch.linspace(0, settings.drop_path, shape.depth).tolist()
-        self.blocks = nn.ModuleList(Block(shape.width, shape.num_heads, settings.dropout, rate) for rate in rates)
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.num_heads, settings.dropout, rate, mlp_width=settings.mlp_width,
+                  qkv_bias=settings.qkv_bias, norm_eps=settings.norm_eps) for rate in rates)
+        self.norm = nn.LayerNorm(shape.width, eps=settings.norm_eps) if settings.last_norm else nn.Identity()
         self.blocks.apply(init_linear)
-        if self.class_token is not None:
-            nn.init.normal_(self.class_token, std=0.02)
+        for token in (self.class_token, self.class_position):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
 
     def forward(self, patches: Patches, mask: Mask | None = None, layers: Sequence[int] = ()) -> Features:
         """Features of the visible patches (of all that hold data when there is no mask).
@@ -139,23 +160,34 @@ class Encoder(nn.Module):
         mask = see_all(patches) if mask is None else mask
         seen = take_patches(patches, mask.visible)
         x = self.tokenizer.embed(seen.values)                               # B V E
-        code = self.place_code(seen.place)                                  # B V E
-        valid = mask.visible_valid
-        if self.class_token is not None:                                    # B 1+V E; its position is 0, as in MAE
-            x = torch.cat([self.class_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
-            code = nn.functional.pad(code, (0, 0, 1, 0))
-            valid = None if valid is None else nn.functional.pad(valid, (1, 0), value=True)
+        code = self.place_code(seen.place, seen.grid)                       # B V E
+        x, code, valid = self.with_class_token(x, code, mask.visible_valid)
         if not self.settings.place_every_block:
             x = x + code
-        taps = []
+        taps = {}
         for i, block in enumerate(self.blocks):
             x = block(x + code if self.settings.place_every_block else x, valid)
             if i in layers:
-                taps.append(x[:, -seen.values.shape[1]:])
+                taps[i] = x                                                 # B (1)+V E
         x = self.norm(x)
-        tokens = x[:, -seen.values.shape[1]:]                               # B V E
+        first = x.shape[1] - seen.values.shape[1]                           # class token, and what adapters have added
+        tokens = x[:, first:]                                               # B V E
         summary = x[:, 0] if self.class_token is not None else mean_of_valid(tokens, mask.visible_valid)
-        return Features(tokens, summary, tuple(taps), mask.visible_valid)
+        started = int(self.class_token is not None)
+        return Features(tokens, summary, tuple(taps[i] for i in layers), mask.visible_valid,
+                        x[:, started:first] if first > started else None)
+
+    def with_class_token(self, x: Tensor, code: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x B V E, code B V E, valid B V -> the same with the class token in front. Without a position of its own, its
+        code is 0, as in MAE."""
+        if self.class_token is None:
+            return x, code, valid
+        x = torch.cat([self.class_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        if self.class_position is None:
+            code = nn.functional.pad(code, (0, 0, 1, 0))
+        else:
+            code = torch.cat([self.class_position.expand(len(code), -1, -1).to(code.dtype), code], 1)
+        return x, code, None if valid is None else nn.functional.pad(valid, (1, 0), value=True)
 
 
 def mean_of_valid(tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -67,13 +67,14 @@ class MaskedAutoencoder(nn.Module):
         """x B C (D) H W or B M 3, known likewise bool or None -> named losses, scalars."""
         patches = self.encoder.tokenizer.patchify(x, known)
         mask = self.masking(patches, chance)
-        features = self.encoder(patches, mask)
-        decoded = self.decoder(features, patches, mask)
+        features = self.encoder(patches, mask, self.decoder.taps)
+        decoded = self.decoder(features, patches, mask, self.readout.reads_everything)
         return {"reconstruction": self.readout(decoded, x, patches, mask)}
 
     def reconstruct(self, x: Tensor, known: Tensor | None, chance: Chance) -> Reconstruction:
         """The same road, up to the prediction itself."""
         patches = self.encoder.tokenizer.patchify(x, known)
         mask = self.masking(patches, chance)
-        decoded = self.decoder(self.encoder(patches, mask), patches, mask)
+        features = self.encoder(patches, mask, self.decoder.taps)
+        decoded = self.decoder(features, patches, mask, self.readout.reads_everything)
         return Reconstruction(patches, mask, self.readout.predict(decoded, patches, mask))

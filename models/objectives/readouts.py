@@ -41,6 +41,9 @@ ReadoutSettings = PixelReadout | ChamferReadout
 class Pixels(nn.Module):
     """A linear layer to the values of a patch."""
 
+    reads_everything = False
+    """Whether `decoded` is to hold the class token and the visible patches too."""
+
     def __init__(self, settings: PixelReadout, width: int, encoder: Encoder) -> None:
         super().__init__()
         self.normalise = settings.normalise_patch
@@ -68,6 +71,8 @@ class Pixels(nn.Module):
 
 class Chamfer(nn.Module):
     """A linear layer to the points of a group."""
+
+    reads_everything = False
 
     def __init__(self, settings: ChamferReadout, width: int, encoder: Encoder) -> None:
         super().__init__()
