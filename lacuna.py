@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-# Before torch is imported: a thread that waits looks 1000 times and then sleeps. libgomp's own 300,000 times cost nothing
+# Before torch is imported: a thread that waits looks 1000 times, then sleeps. libgomp's own 300,000 times cost nothing
 # on an idle machine and, where another process holds a core, make a small model's step many times slower; sleeping at
 # once (OMP_WAIT_POLICY=passive) costs a quarter of the idle machine's speed.
 if "OMP_WAIT_POLICY" not in os.environ:

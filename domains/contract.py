@@ -45,9 +45,10 @@ class Channel:
 class Contract:
     """Everything a loader must agree on before numbers may meet weights."""
 
-    domain: Literal["medical", "satellite", "pointcloud"]
-    """Which domain's dataset module reads the samples."""
-    kind: Literal["xray", "ct", "multispectral", "points"]
+    domain: Literal["medical", "satellite", "pointcloud", "image"]
+    """Which domain's dataset module reads the samples; image stands for the photographs that published weights have
+    seen, which no domain here reads."""
+    kind: Literal["xray", "ct", "multispectral", "points", "image"]
     """Which of the domain's kinds of sample."""
     channels: tuple[Channel, ...]
     """In stored order."""

@@ -21,7 +21,8 @@ from models.encoder.patches import Features
 from models.encoder.tokenizers import BandTokenizer
 from models.encoder.transformer import Encoder, EncoderSettings, mean_of_valid
 from models.objectives.health import effective_rank, embedding_std
-from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
+from models.objectives.masked_autoencoder import MaskedAutoencoderSettings
+from models.objectives.objective import Objective, ObjectiveSettings, build_objective
 from pipelines import checkpoints, report, tracking
 from pipelines.batches import Batch, Source, domain_code, in_order
 from pipelines.estimate import announce, with_memory_advice
@@ -29,9 +30,6 @@ from pipelines.reconstruction import reconstruction_rows
 from pipelines.resume import Work, work_folder
 from pipelines.settings import build, plain
 from pipelines.training import Job, Machine, Optimisation, TrainingFailed, device_of, fit
-
-ObjectiveSettings = MaskedAutoencoderSettings
-"""The objectives that this stage can run; a union when there are several."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change
     encoder, contract, said = starting_point(settings.start, settings.encoder, prepared.contract, root)
     for sentence in said:
         print(sentence)
-    objective = MaskedAutoencoder(settings.objective, encoder)
+    objective = build_objective(settings.objective, encoder)
     rows = pool_rows(prepared, settings.sources)
     source = Source(prepared, contract, code, rows)
     work = work_folder(root, "pretrain", name, [settings, prepared.digest, start_hash(settings.start, root)],
@@ -109,7 +107,7 @@ def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change
         return _train_and_publish(name, settings, root, objective, source, augment, work, tracked)
 
 
-def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: MaskedAutoencoder, source: Source,
+def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: Objective, source: Source,
                        augment: Any, work: Work, tracked: Any) -> dict[str, Any]:
     history: list[dict[str, float]] = []
     began = time.monotonic()
@@ -141,7 +139,7 @@ def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: 
                "seconds": time.monotonic() - began, "samples": len(source.rows), "resumed": work.resumed,
                "resumed_despite_code_change": work.despite_code_change, **health}
     checkpoints.save(root / "artifacts/pretrain" / name,
-                     {"encoder": objective.encoder, "decoder": objective.decoder, "readout": objective.readout},
+                     dict(objective.named_children()),
                      source.contract, _record(settings, source, metrics, work))
     reports = root / "reports/pretrain" / name
     reports.mkdir(parents=True, exist_ok=True)
@@ -262,7 +260,7 @@ def _record(settings: PretrainRun, source: Source, metrics: dict[str, Any], work
             "pool_groups": group_hashes(source.prepared, source.rows)}
 
 
-def _pictures(reports: Path, objective: MaskedAutoencoder, source: Source, settings: PretrainRun,
+def _pictures(reports: Path, objective: Objective, source: Source, settings: PretrainRun,
               history: list[dict[str, float]], device: torch.device, tracked: Any) -> None:
     """Loss curve, and reconstructions of validation samples where there are some (they were never trained on)."""
     val = source.prepared.rows(split="val")

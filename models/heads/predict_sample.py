@@ -30,6 +30,11 @@ class SampleHead:
     batch_norm: bool = False
     """Standardise pooled features by batch statistics without parameters first: what MAE's linear probe does, because
     masked encoders leave features at very different scales."""
+    norm: Literal["layer", "none"] = "layer"
+    """What stands between pooled features and output, unless `batch_norm` does. MAE's classifiers on the class token
+    have none: the encoder's last norm has just run."""
+    norm_eps: float = 1e-5
+    """Added to the variance in that norm."""
 
 
 class PredictSample(nn.Module):
@@ -39,8 +44,9 @@ class PredictSample(nn.Module):
         super().__init__()
         self.settings = settings
         pooled = width * (2 if settings.pool.endswith("_max") else 1)
-        self.norm: nn.Module = (nn.BatchNorm1d(pooled, affine=False, eps=1e-6) if settings.batch_norm
-                                else nn.LayerNorm(pooled))
+        self.norm: nn.Module = nn.Identity() if settings.norm == "none" else nn.LayerNorm(pooled, settings.norm_eps)
+        if settings.batch_norm:
+            self.norm = nn.BatchNorm1d(pooled, affine=False, eps=1e-6)
         self.drop = nn.Dropout(settings.dropout)
         self.before = nn.Sequential(nn.Linear(pooled, settings.hidden), nn.GELU()) if settings.hidden else nn.Identity()
         self.output = nn.Linear(settings.hidden or pooled, num_outputs)

@@ -1,0 +1,106 @@
+"""Compares what a system's folder records with what the project computes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.published.rebuild import Rebuilt
+from pipelines.import_published import import_file, load_imported
+
+SYSTEMS = ("mae",)
+"""One module of this package each, of the same name, with `outputs(case) -> Iterator[tuple[str, Tensor]]` and EXEMPT:
+names of recorded outputs that are not compared, each with the reason."""
+ATOL = RTOL = 1e-4
+
+
+@dataclass
+class Case:
+    """One system's folder."""
+
+    folder: Path
+    meta: dict[str, Any]
+    given: dict[str, Tensor]
+    """Inputs, without `in/`."""
+    expected: dict[str, Tensor]
+    """Recorded outputs, without `out/`."""
+    workspace: Path
+    """Where checkpoints are imported to."""
+    imported: dict[str, Rebuilt] = field(default_factory=dict)
+
+    def load(self, file: str, **settings: Any) -> Rebuilt:
+        """Import a checkpoint of the folder as a user would, and load the folder that comes out."""
+        if file not in self.imported:
+            out = self.workspace / Path(file).stem
+            import_file(self.folder / file, out, given=settings)
+            self.imported[file], _ = load_imported(out)
+        return self.imported[file]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One output's verdict."""
+
+    name: str
+    passed: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.passed else 'FAIL'} {self.name:56} {self.text}"
+
+
+def compare(folder: Path, system: str) -> Iterator[Line]:
+    """A line for every recorded output, compared or exempt, and for every one that was forgotten."""
+    module = importlib.import_module(f"tests.parity.{system}")
+    recorded = load_file(folder / "io.safetensors")
+    expected = {name.removeprefix("out/"): value for name, value in recorded.items() if name.startswith("out/")}
+    given = {name.removeprefix("in/"): value for name, value in recorded.items() if name.startswith("in/")}
+    rtol = getattr(module, "RTOL", {})
+    seen: set[str] = set()
+    with tempfile.TemporaryDirectory() as workspace, torch.no_grad():
+        case = Case(folder, json.loads((folder / "meta.json").read_text()), given, expected, Path(workspace))
+        for name, ours in module.outputs(case):
+            assert name in expected, f"{system}: nothing recorded under {name}"
+            seen.add(name)
+            yield _line(f"{system}/{name}", ours, expected[name], rtol.get(name, RTOL))
+    for name in sorted(set(expected) - seen):
+        reason = module.EXEMPT.get(name)
+        yield Line(f"{system}/{name}", reason is not None, f"exempt: {reason}" if reason else "recorded, not compared")
+
+
+def _line(name: str, ours: Tensor, expected: Tensor, rtol: float) -> Line:
+    if ours.shape != expected.shape:
+        return Line(name, False, f"shape {tuple(ours.shape)}, recorded {tuple(expected.shape)}")
+    a, b = ours.double(), expected.double()
+    error = (a - b).abs()
+    largest = float(error.max()) if error.numel() else 0.0
+    relative = float((error / b.abs().clamp(min=1e-12)).max()) if error.numel() else 0.0
+    passed = bool(torch.isfinite(a).all()) and bool((error <= ATOL + rtol * b.abs()).all())
+    return Line(name, passed, f"max abs {largest:.2e}  max rel {relative:.2e}")
+
+
+class Taps:
+    """Outputs of modules while a forward runs: `with Taps(encoder.blocks) as taps: ...; taps[0]`."""
+
+    def __init__(self, modules: Any) -> None:
+        self.modules, self.out, self.hooks = list(modules), {}, []  # type: ignore[var-annotated]
+
+    def __enter__(self) -> dict[int, Tensor]:
+        def keep(i: int) -> Any:
+            return lambda module, given, out: self.out.__setitem__(i, out)
+
+        self.hooks = [module.register_forward_hook(keep(i)) for i, module in enumerate(self.modules)]
+        return self.out
+
+    def __exit__(self, *about: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
