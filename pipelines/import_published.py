@@ -10,8 +10,8 @@ from domains.contract import Channel, Contract
 from models.published.families import translate
 from models.published.rebuild import Rebuilt, build, num_outputs, rebuild
 from models.published.translation import CannotImport, Translation
-from models.published.unwrap import open_published
 from pipelines.checkpoints import RECORD, fill, part_weights, read_record, save, sha256
+from pipelines.open_published import open_published
 from pipelines.settings import plain
 
 DOMAINS = {"image": "image", "xray": "medical", "ct": "medical", "multispectral": "satellite", "points": "pointcloud"}
