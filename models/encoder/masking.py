@@ -7,7 +7,7 @@ Legend: B batch, N patches, V visible, H hidden, K place coordinates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -99,6 +99,11 @@ class ChannelMasking:
 
 
 Masking = RandomMasking | BlockMasking | ChannelMasking
+
+
+def with_all_channels(masking: Masking) -> Masking:
+    """The same masking without the sampling of channels."""
+    return replace(masking, min_channels=10**6, max_channels=None) if isinstance(masking, ChannelMasking) else masking
 
 
 def split_by_score(score: Tensor, usable: Tensor | None, ratio: float) -> Mask:

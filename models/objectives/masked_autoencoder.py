@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from models.encoder.chance import Chance
-from models.encoder.masking import ChannelMasking, Masking, RandomMasking
+from models.encoder.masking import ChannelMasking, Masking, RandomMasking, with_all_channels
 from models.encoder.patches import Mask, Patches
 from models.encoder.tokenizers import Bands, Groups
 from models.encoder.transformer import Encoder, EncoderSettings
@@ -72,9 +72,10 @@ class MaskedAutoencoder(nn.Module):
         return {"reconstruction": self.readout(decoded, x, patches, mask)}
 
     def reconstruct(self, x: Tensor, known: Tensor | None, chance: Chance) -> Reconstruction:
-        """The same road, up to the prediction itself."""
+        """The same road, up to the prediction itself. Every channel is kept: a picture of some of its bands would show
+        colours that nobody predicted."""
         patches = self.encoder.tokenizer.patchify(x, known)
-        mask = self.masking(patches, chance)
+        mask = with_all_channels(self.masking)(patches, chance)
         features = self.encoder(patches, mask, self.decoder.taps)
         decoded = self.decoder(features, patches, mask, self.readout.reads_everything)
         return Reconstruction(patches, mask, self.readout.predict(decoded, patches, mask))

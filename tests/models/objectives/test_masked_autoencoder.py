@@ -122,3 +122,13 @@ def test_filler_at_the_end_of_a_list_changes_nothing():
     one, two = model.encoder(patches, plain), model.encoder(patches, padded)
     torch.testing.assert_close(two.tokens[:, :4], one.tokens)
     torch.testing.assert_close(two.summary, one.summary)
+
+
+def test_a_picture_keeps_every_band_although_training_samples_bands():
+    encoder = Encoder(EncoderSettings(tokenizer=Bands(patch=(4, 4)), size=Shape(12, 1, 2)), 5)
+    settings = MaskedAutoencoderSettings(masking=ChannelMasking(max_channels=1), readout=PixelReadout(),
+                                         decoder=DecoderSettings(width=12, depth=1, num_heads=2))
+    model = MaskedAutoencoder(settings, encoder)
+    ids = torch.arange(2)
+    result = model.reconstruct(torch.randn(2, 5, 8, 8), None, chance_of(0, 0, 0, ids, 0 * ids))
+    assert result.mask.visible.shape[1] + result.mask.hidden.shape[1] == 5 * 4
