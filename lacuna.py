@@ -3,6 +3,7 @@
     import lacuna
     rows = lacuna.predict("artifacts/finetune/xray/pretrained/seed0", ["film.dcm"])
     keys, features = lacuna.embed("artifacts/pretrain/xray", ["film.dcm"])
+    folder, record = lacuna.import_weights("mae_pretrain_vit_base.pth")
 """
 
 from __future__ import annotations
@@ -50,6 +51,18 @@ def embed(checkpoint: str | Path, inputs: Sequence[str | Path], **options: Any) 
     """Keys and features (n E) of native files; see pipelines.embed.embed."""
     from pipelines.embed import embed as call
     return call(checkpoint, inputs, **options)
+
+
+def import_weights(file: str | Path, out: str | Path | None = None, **options: Any) -> tuple[Path, dict[str, Any]]:
+    """A published checkpoint as a checkpoint folder, and its record; see pipelines.import_published.import_weights."""
+    from pipelines.import_published import import_weights as call
+    return call(file, out, **options)
+
+
+def export_weights(checkpoint: str | Path, out: str | Path, family: str, encoder_only: bool = False) -> list[str]:
+    """A checkpoint folder as a file in a published family's layout; see pipelines.export_published.export_weights."""
+    from pipelines.export_published import export_weights as call
+    return call(checkpoint, out, family, encoder_only)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,17 @@ def adopt(found: Contract, expected: Contract) -> Contract:
                                statistics_of=expected.statistics_of)
 
 
+def to_agree_with(found: Contract, weights: Contract, images_and_volumes: bool = False) -> tuple[Contract, list[str]]:
+    """What data (`found`) must agree with, and sentences about it: the weights' contract, unless the encoder takes
+    images and volumes, and its weights have seen the other of the two, in as many channels. Such data brings its own
+    scale, since the weights know none for it."""
+    other = len(found.size) != len(weights.size) and len(found.channels) == len(weights.channels)
+    if not (images_and_volumes and other and found.domain == weights.domain):
+        return weights, []
+    return found, [f"weights of {weights.kind} go on with {found.kind}: the encoder takes both, each by a projection "
+                   f"of its own; {found.kind} keeps its own normalisation."]
+
+
 def enforce(found: Contract, expected: Contract, subset_of_channels: bool = False) -> list[str]:
     """Refuse data (`found`) that the weights (`expected`) were not made for.
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from domains import contract as contracts
 from domains.contract import Contract
 from domains.publish import folder_in_the_making, sync_file, sync_folder, write_text
-from models.encoder.transformer import Encoder, EncoderSettings
+from models.encoder.build import AnyEncoder, AnyEncoderSettings, build_encoder
+from models.encoder.tokenizers import ByChannel
 from pipelines.settings import build, plain
 
 FORMAT_VERSION = 1
@@ -35,7 +36,7 @@ class CheckpointError(ValueError):
 class Loaded:
     """An encoder from a checkpoint, with what came with it."""
 
-    encoder: Encoder
+    encoder: AnyEncoder
     contract: Contract
     record: dict[str, Any]
     """checkpoint.json as it is."""
@@ -86,9 +87,21 @@ def load_encoder(folder: str | Path) -> Loaded:
     """Rebuild the encoder of a checkpoint. Raises CheckpointError; every weight of the encoder must be there."""
     folder = Path(folder)
     record = read_record(folder)
-    encoder = Encoder(build(EncoderSettings, record["encoder"], f"{folder}/{RECORD}: encoder"), record["num_channels"])
+    if "encoder" not in record or "adapter" in record:
+        raise CheckpointError(f"{folder}: found {'an encoder with an adapter' if 'encoder' in record else 'no encoder'}"
+                              f" (family {record.get('family')}), expected an encoder alone. Take the checkpoint that "
+                              "the adapter was put on.")
+    encoder = build_encoder(encoder_settings(record["encoder"], f"{folder}/{RECORD}: encoder"), record["num_channels"])
     fill(encoder, part_weights(folder, "encoder"), f"encoder of {folder}")
+    if record.get("channels") and isinstance(encoder.tokenizer, ByChannel):
+        encoder.tokenizer.read_channels(record["channels"])
     return Loaded(encoder, contracts.load(folder / CONTRACT), record)
+
+
+def encoder_settings(raw: dict[str, Any], where: str) -> AnyEncoderSettings:
+    """The settings of an encoder out of a record. The first records had one kind, and did not say which."""
+    settings: AnyEncoderSettings = build(AnyEncoderSettings, {"kind": "transformer", **raw}, where)  # type: ignore[arg-type]
+    return settings
 
 
 def part_weights(folder: Path, part: str) -> dict[str, Tensor]:

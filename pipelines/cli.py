@@ -107,12 +107,13 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("checkpoint", type=Path)
     sub.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders")
     sub.add_argument("--out", type=Path, required=True, help="folder for predictions.csv and .json")
-    sub.add_argument("--source", default="", help="read them as this source of the data run was read (units, bands)")
+    _use_options(sub)
     sub = command("embed", _embed, "features of native files, as Parquet")
     sub.add_argument("checkpoint", type=Path)
     sub.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders")
     sub.add_argument("--out", type=Path, default=Path("features.parquet"))
-    sub.add_argument("--source", default="", help="read them as this source of the data run was read (units, bands)")
+    _use_options(sub)
+    _published_commands(command)
     sub = command("compare", _compare, "evaluated runs side by side: printed, plotted, exported")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="evaluate runs; none: all")
     sub.add_argument("--out", type=Path, default=None, help="folder for the plot, CSV and JSON")
@@ -123,6 +124,36 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", type=Path, default=Path(), help="where to write them (default: here)")
     command("doctor", _doctor, "check this machine")
     command("sync", _sync, "send to MLflow what could not be sent while it was down")
+
+
+def _use_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--source", default="", help="read them as this source of the data run was read (units, bands)")
+    sub.add_argument("--merge-tokens", type=int, default=0, metavar="R",
+                     help="merge the R likest pairs of tokens in every block: faster, a little less exact")
+    sub.add_argument("--patch", type=int, nargs="+", default=[], metavar="SIZE",
+                     help="cut patches of this size: for models tuned with flexible_patches")
+
+
+def _published_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("import", _import, "a published checkpoint to a checkpoint folder that `start:` and --start take")
+    sub.add_argument("file", type=Path, help="as torch.save or safetensors wrote it; nothing in it is run")
+    sub.add_argument("--out", type=Path, default=None, help="folder (default: artifacts/import/<name of the file>)")
+    sub.add_argument("--family", default="auto", help="whose names it has (default: recognised by them)")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+                     help="what weights do not tell: num_heads=6, channels=[B4,B3,B2]")
+    sub.add_argument("--missing", action="append", default=[], metavar="NAME",
+                     help="a weight, by our name, that may be missing and stay random; * stands for anything")
+    sub.add_argument("--drop", action="append", default=[], metavar="NAME",
+                     help="a tensor, by its name in the file, to leave behind; * stands for anything")
+    sub.add_argument("--patch", type=int, nargs="+", default=[], metavar="SIZE",
+                     help="resize the patch kernels to this size")
+    sub.add_argument("--new-channels", nargs="+", default=[], metavar="NAME",
+                     help="add channels that the weights do not know; their kernels begin with zeros")
+    sub = command("export", _export, "a checkpoint folder to a file in the layout of a published family")
+    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("--family", required=True, help="in whose layout: mae, point_mae, ...")
+    sub.add_argument("--out", type=Path, required=True, help="the file to write")
+    sub.add_argument("--encoder-only", action="store_true", help="leave decoder and head out")
 
 
 def _stage(options: argparse.Namespace) -> None:
@@ -169,13 +200,34 @@ def print_result(stage: str, name: str, result: dict[str, Any], root: Path) -> N
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from pipelines.native import Edits
     from pipelines.predict import predict_to_folder
-    return predict_to_folder(options.checkpoint, options.inputs, options.out, source=options.source)
+    return predict_to_folder(options.checkpoint, options.inputs, options.out, source=options.source,
+                             edits=Edits(options.merge_tokens, tuple(options.patch)))
 
 
 def _embed(options: argparse.Namespace) -> int:
     from pipelines.embed import embed_to_parquet
-    return embed_to_parquet(options.checkpoint, options.inputs, options.out, source=options.source)
+    from pipelines.native import Edits
+    return embed_to_parquet(options.checkpoint, options.inputs, options.out, source=options.source,
+                            edits=Edits(options.merge_tokens, tuple(options.patch)))
+
+
+def _import(options: argparse.Namespace) -> None:
+    from pipelines.import_published import import_weights
+    from pipelines.import_report import short
+    from pipelines.settings import changes_of
+    out, record = import_weights(options.file, options.out, family=options.family, given=changes_of(options.changes),
+                                 missing=options.missing, drop=options.drop, patch=options.patch,
+                                 new_channels=options.new_channels)
+    print(f"{short(record)}\n{out}\nevery tensor: {out}/report.txt")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from pipelines.export_published import export_weights
+    for sentence in export_weights(options.checkpoint, options.out, options.family, options.encoder_only):
+        print(sentence)
+    print(options.out)
 
 
 def _compare(options: argparse.Namespace) -> None:

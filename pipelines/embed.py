@@ -16,23 +16,24 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains.publish import sync_file, sync_folder
 from domains.quarantine import Limits
-from pipelines.native import Native, Read, open_checkpoint, rows_of
+from pipelines.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
 
 
 def embed(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str = "", limits: Limits | None = None,
-          device: str = "auto") -> tuple[list[str], np.ndarray]:
+          device: str = "auto", edits: Edits = UNEDITED) -> tuple[list[str], np.ndarray]:
     """Features of native files.
 
     Args:
         checkpoint: a pretrained checkpoint folder (mean of the encoder's patches), or a tuned one (what its head sees).
         inputs: files, folders, or CSV manifests with a column `path`.
         source: the hospital or sensor, for readers that treat sources differently.
+        edits: merge tokens, which is faster, or cut patches of another size; neither by default.
 
     Returns:
         Keys (the path, and for tiles the piece) and features n E float32, in the inputs' order. Refused files are left
         out and said on stderr.
     """
-    _, done, refused = _read(checkpoint, inputs, source, limits, device)
+    _, done, refused = _read(checkpoint, inputs, source, limits, device, edits)
     for read in refused:
         print(f"embed: refused {read.row.key}: {read.reason}", file=sys.stderr)
     keys = [read.row.key + suffix for read in done for suffix in read.suffixes]
@@ -40,10 +41,10 @@ def embed(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str =
 
 
 def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: Path, *, source: str = "",
-                     limits: Limits | None = None, device: str = "auto") -> int:
+                     limits: Limits | None = None, device: str = "auto", edits: Edits = UNEDITED) -> int:
     """Write columns key, path, sha256 and features (a list of E numbers). Returns 0, or 2 when no file could be
     read."""
-    native, done, refused = _read(checkpoint, inputs, source, limits, device)
+    native, done, refused = _read(checkpoint, inputs, source, limits, device, edits)
     print(f"embed: {len(done)} files done, {len(refused)} refused")
     for read in refused[:5]:
         print(f"  refused {read.row.key}: {read.reason}")
@@ -71,8 +72,8 @@ def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: 
 
 
 def _read(checkpoint: str | Path, inputs: Sequence[str | Path], source: str, limits: Limits | None,
-          device: str) -> tuple[Native, list[Read], list[Read]]:
-    native = open_checkpoint(checkpoint, device, need_head=False)
+          device: str, edits: Edits) -> tuple[Native, list[Read], list[Read]]:
+    native = open_checkpoint(checkpoint, device, need_head=False, edits=edits)
     rows = rows_of(inputs, native, source)
     bar = tqdm(native.read(rows, native.features, limits), total=len(rows), desc="embed", leave=False,
                mininterval=0.5 if sys.stderr.isatty() else 30)

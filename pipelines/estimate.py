@@ -52,16 +52,17 @@ class Cost:
 
 
 def estimate(seconds_per_step: float, peak_bytes: int, steps: int, parameters: int, trainable: int, folder: Path,
-             device: str = "cpu", memory_free: int = 0, repeats: int = 1) -> Cost:
+             device: str = "cpu", memory_free: int = 0, repeats: int = 1, kept: int = 2) -> Cost:
     """From measured steps to a whole training.
 
     Args:
         peak_bytes: most memory held while weights, activations and gradients were there, but no optimiser state.
-        parameters, trainable: numbers of weights; AdamW keeps two numbers for each trainable one.
+        parameters, trainable: numbers of weights.
         folder: where checkpoints go.
         repeats: trainings of the same cost, one after the other (arms, seeds, learning rates).
+        kept: numbers that the optimiser keeps for each trainable weight: AdamW two, Adan four.
     """
-    moments = 8 * trainable
+    moments = 4 * kept * trainable
     resume = 2 * (4 * parameters + moments)  # the old state stays until the new one is whole
     checkpoints = 4 * parameters * repeats
     return Cost(seconds=seconds_per_step * steps * repeats, memory=peak_bytes + moments, memory_free=memory_free,
@@ -86,7 +87,7 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1) -> Cost |
     trainable = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
     folder = job.resume.parent if job.resume else Path.cwd()
     cost = estimate(seconds, peak, plan.steps, parameters, trainable, folder, str(device),
-                    _memory_free(device), repeats)
+                    _memory_free(device), repeats, kept=4 if plan.optimiser == "adan" else 2)
     print(cost.text(title, plan.steps, num_samples, parameters, plan.batch_size, repeats))
     if cost.memory_free and cost.memory > 0.9 * cost.memory_free:
         print("  That is close to all the memory there is. " + _remedy(plan.batch_size, job.machine.accumulate))

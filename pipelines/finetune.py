@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,22 +17,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from domains.contract import Contract, adopt, enforce
+from domains.contract import Contract
 from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
 from domains.store import Prepared, open_prepared
-from models.encoder.chance import key_of
-from models.encoder.tokenizers import BandTokenizer
-from models.encoder.transformer import Encoder, EncoderSettings
+from models.encoder.build import AnyEncoderSettings
+from models.encoder.chance import Chance, key_of
+from models.encoder.flexible_patches import PatchSizes, check_sizes, drawn_size, patches_of
+from models.encoder.initialisation import Initialisation, initialise
+from models.encoder.transformer import EncoderSettings
 from models.heads.predict_sample import SampleHead
 from models.heads.task_loss import Imbalance, TaskLoss
 from models.heads.tuned import HeadSettings, NearestHead, Tuned, build_head
 from pipelines import checkpoints, report, tracking
-from pipelines.batches import Source, domain_code
+from pipelines.batches import Batch, Source, domain_code
 from pipelines.estimate import announce, with_memory_advice
 from pipelines.probes import fit_linear, fit_neighbours
 from pipelines.resume import Work, work_folder
 from pipelines.settings import build, plain
+from pipelines.starts import Start, resolve
 from pipelines.temperature import fit_temperature
 from pipelines.training import Job, Machine, Optimisation, device_of, fit
 from pipelines.tuned_checkpoints import predict, save_tuned
@@ -57,10 +60,15 @@ class FinetuneRun:
     protocol: Literal["full", "linear", "knn"] = "full"
     """full: all weights are trained. linear: one layer on frozen features.
     knn: vote of the nearest training samples."""
-    encoder: EncoderSettings | None = None
+    encoder: AnyEncoderSettings | None = field(default=None, metadata={"without_kind": EncoderSettings})
     """Needed without a start; with one, leave it out."""
+    initialisation: Initialisation = "xavier"
+    """How the weights of the scratch arm are drawn. mimetic: attention that looks trained (Trockman & Kolter 2023)."""
     drop_path: float = 0.0
     """Stochastic depth while fine-tuning."""
+    flexible_patches: PatchSizes = ()
+    """Patch sizes like [[8, 8], [16, 16]], of which every step draws one (FlexiViT), with protocol full; empty: always
+    the encoder's own, which validation, test and prediction use in any case."""
     head: HeadSettings = field(default_factory=SampleHead)
     """What turns features into predictions; protocol knn takes kind: nearest."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -95,21 +103,13 @@ class FinetuneRun:
                              "knn takes kind: nearest, the others kind: sample.")
         if checkpoints.is_scratch(self.start) and self.encoder is None:
             raise ValueError("`start` is scratch, so `encoder` must be given.")
-
-
-@dataclass(frozen=True)
-class Start:
-    """What an arm begins with."""
-
-    encoder: EncoderSettings
-    num_channels: int
-    channels: tuple[int, ...]
-    """Which of the encoder's channels the data has, for encoders with one token per band."""
-    weights: Mapping[str, torch.Tensor] | None
-    """None: random."""
-    contract: Contract
-    record: dict[str, Any]
-    """Of the checkpoint; empty from scratch."""
+        if self.flexible_patches and (self.protocol != "full" or not isinstance(self.head, SampleHead)):
+            raise ValueError(f"flexible_patches: found protocol {self.protocol} with head {self.head.kind}, expected "
+                             "full with sample: the kernel must be trained, and a head that answers per patch has one "
+                             "size. Leave flexible_patches out.")
+        if self.initialisation != "xavier" and "scratch" not in self.arms:
+            raise ValueError(f"initialisation {self.initialisation} is for the scratch arm; found arms "
+                             f"{list(self.arms)}. Leave `initialisation` out, or add the arm.")
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,10 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
     task = prepared.contract.tasks[settings.task]
     train, val = labelled_rows(prepared, settings)
     start = resolve_start(settings, prepared.contract, root)
+    for sentence in start.said:
+        print(f"start: {sentence}")
+    if settings.flexible_patches:
+        check_sizes(settings.flexible_patches, start.encoder, start.contract.size)
     augment = build_augment(name, settings)
     arms = [arm for arm in settings.arms if arm == "scratch" or not checkpoints.is_scratch(settings.start)]
     work = work_folder(root, "finetune", name, [settings, prepared.digest, start.record.get("weights_sha256", "")],
@@ -153,8 +157,7 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
         tracked.tag("resume.despite_code_change", str(work.despite_code_change).lower())
         trials = []
         for arm in arms:
-            begin = start if arm == "pretrained" else Start(start.encoder, start.num_channels, start.channels, None,
-                                                            start.contract, {})
+            begin = start if arm == "pretrained" else start.random()
             sources = tuple(Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
             for seed in settings.seeds:
                 for rate in settings.grid if settings.protocol == "full" else settings.grid[:1]:
@@ -180,23 +183,8 @@ def labelled_rows(prepared: Prepared, settings: FinetuneRun) -> tuple[np.ndarray
 
 def resolve_start(settings: FinetuneRun, data: Contract, root: Path) -> Start:
     """The start's encoder and contract. Both arms get them, so that they differ in weights alone."""
-    if checkpoints.is_scratch(settings.start):
-        assert settings.encoder is not None, "checked by the settings"
-        encoder = _with_drop_path(settings.encoder, settings.drop_path)
-        channels = tuple(range(len(data.channels)))
-        return Start(encoder, len(data.channels), channels, None, data, {})
-    loaded = checkpoints.load_encoder(root / settings.start)
-    asked, held = settings.encoder, loaded.encoder.settings
-    if asked is not None and (asked.tokenizer, asked.shape) != (held.tokenizer, held.shape):
-        raise checkpoints.CheckpointError(f"`encoder` differs from what {settings.start} holds: found {plain(asked)}, "
-                                          f"expected {plain(held)}. Leave `encoder` out.")
-    bands = isinstance(loaded.encoder.tokenizer, BandTokenizer)
-    for sentence in enforce(data, loaded.contract, subset_of_channels=bands):
-        print(sentence)
-    position = {channel: i for i, channel in enumerate(loaded.contract.names)}
-    return Start(_with_drop_path(held, settings.drop_path), loaded.encoder.num_channels,
-                 tuple(position[channel] for channel in data.names), loaded.encoder.state_dict(),
-                 adopt(data, loaded.contract), loaded.record)
+    start = resolve(settings.start, settings.encoder, data, root)
+    return dataclasses.replace(start, encoder=dataclasses.replace(start.encoder, drop_path=settings.drop_path))
 
 
 def build_augment(name: str, settings: FinetuneRun) -> Any:
@@ -206,14 +194,13 @@ def build_augment(name: str, settings: FinetuneRun) -> Any:
     return build(domain_code(settings.domain).augment.Augment, settings.augment, f"finetune.{name}.augment")
 
 
-def build_model(start: Start, head: HeadSettings, task: Task, seed: int, num_reference: int = 0) -> Tuned:
+def build_model(start: Start, head: HeadSettings, task: Task, seed: int, num_reference: int = 0,
+                initialisation: Initialisation = "xavier") -> Tuned:
     """A model of one arm and seed. The head's weights depend on the seed alone, so arms share them."""
     torch.manual_seed(key_of(seed, 1) & ((1 << 63) - 1))
-    encoder = Encoder(start.encoder, start.num_channels)
-    if start.weights is not None:
-        checkpoints.fill(encoder, start.weights, "encoder of the start")
-    if isinstance(encoder.tokenizer, BandTokenizer):
-        encoder.tokenizer.read_channels(start.channels)
+    encoder = start.build()
+    if start.weights is None:
+        initialise(encoder, initialisation, key_of(seed, 3) & ((1 << 63) - 1))
     torch.manual_seed(key_of(seed, 2) & ((1 << 63) - 1))
     outputs = len(task.outputs)
     return Tuned(encoder, build_head(head, encoder.width, outputs, num_reference), TaskLoss(task.kind, outputs))
@@ -227,7 +214,7 @@ def _trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, ra
         return Trial(**{**json.loads((folder / "trial.json").read_text()), "folder": folder})
     train, val = sources
     assert train.labels is not None
-    model = build_model(start, settings.head, task, seed, len(train.rows))
+    model = build_model(start, settings.head, task, seed, len(train.rows), settings.initialisation)
     model.loss.label_smoothing = settings.label_smoothing
     model.loss.fit(torch.from_numpy(train.labels[train.rows]), settings.imbalance)
     began = time.monotonic()
@@ -253,7 +240,8 @@ def _trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, ra
             "pool_groups": start.record.get("pool_groups", []),
             "provenance": {"arm": arm, "seed": seed, "learning_rate": rate,
                            "start": settings.start if start.weights else checkpoints.SCRATCH,
-                           "start_weights": start.record.get("weights_sha256"), "data": settings.data,
+                           "start_weights": start.record.get("weights_sha256"), **start.provenance(),
+                           "data": settings.data,
                            "data_digest": train.prepared.digest, "task": settings.task, "protocol": settings.protocol,
                            "steps": steps, "val_loss": loss, "code": work.code, "finetune": name}})
         trial = Trial(arm, seed, rate, loss, steps, seconds, folder)
@@ -278,10 +266,14 @@ def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, 
             best["bad"] += 1
         return bool(settings.patience) and best["bad"] >= settings.patience
 
-    job = Job(model=model,
-              losses=lambda batch, chance: {"task": model.loss(model.predict(batch.x, batch.known), batch.labels)},
-              source=train, augment=augment, optimisation=plan, machine=settings.machine, seed=seed,
-              num_blocks=len(model.encoder.blocks), resume=work.folder / f"{arm}-seed{seed}-lr{rate:g}.pt",
+    def losses(batch: Batch, chance: Chance) -> dict[str, torch.Tensor]:
+        sizes = settings.flexible_patches
+        with patches_of(model.encoder, drawn_size(sizes, chance)) if sizes else nullcontext():
+            return {"task": model.loss(model.predict(batch.x, batch.known), batch.labels)}
+
+    job = Job(model=model, losses=losses, source=train, augment=augment, optimisation=plan, machine=settings.machine,
+              seed=seed, num_blocks=len(model.encoder.blocks),
+              resume=work.folder / f"{arm}-seed{seed}-lr{rate:g}.pt",
               log=lambda step, numbers: tracked.metrics(
                   {f"{arm}.seed{seed}.lr{rate:g}.{key}": value for key, value in numbers.items()}, step=step),
               every=max(plan.steps // settings.validations, 1), watch=watch, watch_state=lambda: dict(best),
@@ -330,7 +322,8 @@ def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], tria
                             "pretrain_seconds": provenance.get("seconds", 0.0),
                             "finetune_steps": {arm: chosen[arm]["steps"] for arm in arms},
                             "finetune_seconds": {arm: chosen[arm]["seconds"] for arm in arms}},
-                   "resumed": work.resumed, "resumed_despite_code_change": work.despite_code_change}
+                   **start.provenance(), "resumed": work.resumed,
+                   "resumed_despite_code_change": work.despite_code_change}
         write_text(making / "summary.json", json.dumps(summary, indent=2) + "\n")
     reports = root / "reports/finetune" / name
     reports.mkdir(parents=True, exist_ok=True)
@@ -338,10 +331,6 @@ def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], tria
     write_text(reports / "metrics.json", json.dumps({**metrics, "cost": summary["cost"]}, indent=2) + "\n")
     report.write_csv(reports / "trials.csv", [trial.numbers() for trial in trials])
     return summary
-
-
-def _with_drop_path(encoder: EncoderSettings, rate: float) -> EncoderSettings:
-    return dataclasses.replace(encoder, drop_path=rate)
 
 
 def _copy(source: Path, target: Path) -> None:

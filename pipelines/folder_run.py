@@ -18,7 +18,7 @@ from domains.publish import write_text
 from pipelines import evaluate, finetune, ingest
 from pipelines.checkpoints import SCRATCH, is_scratch, read_record
 from pipelines.init import READ, look
-from pipelines.settings import SettingsError, build
+from pipelines.settings import SettingsError, build, changes_of
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "xray": {"tokenizer": {"kind": "grid", "patch": [16, 16]}, "size": "small"},
@@ -49,7 +49,7 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
                             f"for `lacuna finetune {options.run}`. Name another domain, or say --kind.")
     columns = options.label or ["label"]
     name = options.name or _slug(f"{options.data.resolve().name}_{'_'.join(columns)}")
-    changes = _changes(options.changes)
+    changes = changes_of(options.changes)
     paragraphs = {"ingest": {name: _data_paragraph(options, kind, columns, record, changes)},
                   "finetune": {name: _tuning_paragraph(options, kind, name, start, changes)},
                   "evaluate": {name: {"domain": options.run, "finetune": name}}}
@@ -115,17 +115,6 @@ def _task_kind(labels: Path | None, columns: list[str]) -> str:
         values = {row[columns[0]] for row in reader} - {"", None}
     numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", str(value)) for value in values)
     return "regression" if numbers and len(values) > MOST_CLASSES else "single_label"
-
-
-def _changes(given: list[str]) -> dict[str, Any]:
-    changes = {}
-    for change in given:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {change}: found no '=', expected KEY=VALUE, "
-                                "such as optimisation.batch_size=16.")
-        changes[key] = yaml.safe_load(value)
-    return changes
 
 
 def _apply(paragraph: dict[str, Any], changes: dict[str, Any], heads: tuple[str, ...]) -> dict[str, Any]:

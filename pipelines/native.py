@@ -27,8 +27,9 @@ from domains import contract as contracts
 from domains.contract import Contract
 from domains.quarantine import Limits, Outcome, Reader, fault, read_all
 from domains.sample import ManifestRow
+from models.adapters.token_merging import merge_tokens
+from models.encoder.flexible_patches import check_sizes, cut_at
 from models.encoder.patches import Features
-from models.encoder.tokenizers import BandTokenizer
 from models.encoder.transformer import mean_of_valid
 from pipelines import checkpoints
 from pipelines.batches import DomainCode, domain_code
@@ -39,6 +40,27 @@ BATCH_SIZE = 32
 """Pieces that a model sees at once."""
 SLICES = (".dcm", ".dicom", "")
 """Endings of the files of a DICOM series; many have none."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What is done to an encoder after it was loaded, to use it in another way; the checkpoint stays as it is, and so
+    does the temperature, which was fitted without this."""
+
+    merge_tokens: int = 0
+    """Tokens fewer after every block (models/adapters/token_merging); 0: none, the same answers to the bit."""
+    patch: tuple[int, ...] = ()
+    """Cut patches of this size (models/encoder/flexible_patches); empty: the checkpoint's own."""
+
+    def apply(self, encoder: Any, size: Sequence[int]) -> None:
+        """Edit an encoder for samples of `size`. Raises ValueError where it cannot be."""
+        if self.patch:
+            check_sizes((self.patch,), encoder.settings, size)
+            cut_at(encoder, self.patch)
+        merge_tokens(encoder, self.merge_tokens)
+
+
+UNEDITED = Edits()
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,7 @@ class Native:
 
     folder: Path
     identity: str
-    """Changes with anything that could change an answer: weights, temperature, reader, contract."""
+    """Changes with anything that could change an answer: weights, temperature, reader, contract, edits."""
     record: dict[str, Any]
     """checkpoint.json; `task` is a domains.sample.Task where there is one."""
     contract: Contract
@@ -120,14 +142,15 @@ class Native:
             yield Read(outcome.row, own, suffixes, outcome.sha256, reason)
 
 
-def open_checkpoint(folder: str | Path, device: str = "auto", need_head: bool = True) -> Native:
+def open_checkpoint(folder: str | Path, device: str = "auto", need_head: bool = True,
+                    edits: Edits = UNEDITED) -> Native:
     """Load a checkpoint for use on files.
 
     Args:
         need_head: False also takes a pretrained encoder, which has features but no answers.
 
     Raises:
-        CheckpointError, ContractMismatch, SettingsError, ImportError: each a sentence for the user.
+        CheckpointError, ContractMismatch, SettingsError, ImportError, ValueError: each a sentence for the user.
     """
     folder = Path(folder)
     record = checkpoints.read_record(folder)
@@ -139,29 +162,31 @@ def open_checkpoint(folder: str | Path, device: str = "auto", need_head: bool = 
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(automatic if device == "auto" else device)
     if need_head or record.get("kind") == "tuned":
-        answer, features, contract, record = _tuned(folder, place)
+        answer, features, contract, record = _tuned(folder, place, edits)
     else:
-        answer, features, contract = _pretrained(folder, place)
+        answer, features, contract = _pretrained(folder, place, edits)
     ingest, reader = reader_of(record, folder)
     # The files will be read as these settings say, so what they make must be what the weights know.
     bands = contract.kind == "multispectral"
     contracts.enforce(ingest.contract(reader.settings), contract, subset_of_channels=bands)
-    return Native(folder, identity(folder), record, contract, reader, ingest, domain_code(record["domain"]), place,
-                  answer, features)
+    return Native(folder, identity(folder, edits), record, contract, reader, ingest, domain_code(record["domain"]),
+                  place, answer, features)
 
 
-def _tuned(folder: Path, device: torch.device) -> tuple[Any, Any, Contract, dict[str, Any]]:
+def _tuned(folder: Path, device: torch.device, edits: Edits) -> tuple[Any, Any, Contract, dict[str, Any]]:
     model, contract, record = load_tuned(folder)
     model.to(device)
+    if edits != UNEDITED:
+        edits.apply(model.encoder, contract.size)
     kind, temperature = record["task"].kind, float(record.get("temperature", 1.0))
     return (lambda x, known: probabilities(kind, model(x, known), temperature)), model.features, contract, record
 
 
-def _pretrained(folder: Path, device: torch.device) -> tuple[Any, Any, Contract]:
+def _pretrained(folder: Path, device: torch.device, edits: Edits) -> tuple[Any, Any, Contract]:
     loaded = checkpoints.load_encoder(folder)
     encoder = loaded.encoder.to(device).eval()
-    if isinstance(encoder.tokenizer, BandTokenizer):
-        encoder.tokenizer.read_channels(tuple(range(len(loaded.contract.channels))))
+    if edits != UNEDITED:
+        edits.apply(encoder, loaded.contract.size)
 
     def features(x: Tensor, known: Tensor | None) -> Tensor:
         """-> B E"""
@@ -173,6 +198,10 @@ def _pretrained(folder: Path, device: torch.device) -> tuple[Any, Any, Contract]
 
 def reader_of(record: dict[str, Any], folder: Path) -> tuple[ModuleType, Reader]:
     """The domain's ingest module and the settings that the checkpoint's data was read with."""
+    if record.get("kind") == "imported":
+        raise checkpoints.CheckpointError(f"{folder}: found imported weights, which have seen no files here, expected "
+                                          "weights that were trained on ingested data. Pretrain or fine-tune from them "
+                                          "first.")
     if not record.get("reader"):
         raise checkpoints.CheckpointError(
             f"{folder}/{checkpoints.RECORD}: found no `reader`, expected the settings that its data was read with. "
@@ -184,11 +213,14 @@ def reader_of(record: dict[str, Any], folder: Path) -> tuple[ModuleType, Reader]
     return ingest, Reader(ingest.__name__, settings)
 
 
-def identity(folder: Path) -> str:
-    """A hash over checkpoint.json (which holds the hash of the weights, temperature and reader) and contract.json."""
+def identity(folder: Path, edits: Edits = UNEDITED) -> str:
+    """A hash over checkpoint.json (which holds the hash of the weights, temperature and reader), contract.json and what
+    was done to the encoder, if anything."""
     digest = hashlib.sha256()
     for name in (checkpoints.RECORD, checkpoints.CONTRACT):
         digest.update((folder / name).read_bytes() + b"\0")
+    if edits != UNEDITED:
+        digest.update(repr(edits).encode())
     return digest.hexdigest()
 
 

@@ -21,7 +21,7 @@ from domains.publish import write_text
 from domains.quarantine import Limits
 from domains.sample import ManifestRow, Task
 from domains.worker import hash_of
-from pipelines.native import Native, Read, open_checkpoint, rows_of
+from pipelines.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
 
 TABLE, RECORDS, JOURNAL = "predictions.csv", "predictions.json", ".journal.jsonl"
 """In the output folder. The journal takes a line as soon as a file is done, so that a kill loses nothing."""
@@ -31,13 +31,14 @@ THRESHOLD = 0.5
 
 
 def predict(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str = "", limits: Limits | None = None,
-            device: str = "auto") -> list[dict[str, Any]]:
+            device: str = "auto", edits: Edits = UNEDITED) -> list[dict[str, Any]]:
     """Labels with calibrated probabilities for native files.
 
     Args:
         checkpoint: a tuned checkpoint folder.
         inputs: files, folders, or CSV manifests with a column `path`.
         source: the hospital or sensor, for readers that treat sources differently.
+        edits: merge tokens, which is faster, or cut patches of another size; neither by default.
 
     Returns:
         One dictionary per file, in order: path, status (done or refused), reason, label (a class, a list of findings,
@@ -47,14 +48,14 @@ def predict(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str
         CheckpointError, ContractMismatch, ValueError: the checkpoint or the inputs cannot be used at all. A single file
             that cannot be used does not raise.
     """
-    native = open_checkpoint(checkpoint, device)
+    native = open_checkpoint(checkpoint, device, edits=edits)
     return list(_results(native, rows_of(inputs, native, source), limits))
 
 
 def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out: Path, *, source: str = "",
-                      limits: Limits | None = None, device: str = "auto") -> int:
+                      limits: Limits | None = None, device: str = "auto", edits: Edits = UNEDITED) -> int:
     """Predict into `out`, skipping what is done. Returns 0, or 2 when no file could be read."""
-    native = open_checkpoint(checkpoint, device)
+    native = open_checkpoint(checkpoint, device, edits=edits)
     rows = rows_of(inputs, native, source)
     out.mkdir(parents=True, exist_ok=True)
     before = _read_journal(out / JOURNAL)

@@ -12,23 +12,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from domains.contract import Contract, adopt, enforce
+from domains.contract import Contract
 from domains.publish import write_text
 from domains.splits import pseudonym
 from domains.store import Prepared, open_prepared
+from models.encoder.build import AnyEncoder, AnyEncoderSettings
+from models.encoder.initialisation import Initialisation, initialise
 from models.encoder.nearest import nearest_labels
 from models.encoder.patches import Features
-from models.encoder.tokenizers import BandTokenizer
-from models.encoder.transformer import Encoder, EncoderSettings, mean_of_valid
+from models.encoder.transformer import EncoderSettings, mean_of_valid
+from models.objectives.distillation import DistillationSettings
 from models.objectives.health import effective_rank, embedding_std
 from models.objectives.masked_autoencoder import MaskedAutoencoderSettings
-from models.objectives.objective import Objective, ObjectiveSettings, build_objective
+from models.objectives.objective import Objective, ObjectiveSettings, build_objective, check_fit
 from pipelines import checkpoints, report, tracking
 from pipelines.batches import Batch, Source, domain_code, in_order
 from pipelines.estimate import announce, with_memory_advice
 from pipelines.reconstruction import reconstruction_rows
 from pipelines.resume import Work, work_folder
 from pipelines.settings import build, plain
+from pipelines.starts import Start, resolve
 from pipelines.training import Job, Machine, Optimisation, TrainingFailed, device_of, fit
 
 
@@ -58,10 +61,17 @@ class PretrainRun:
     """Name of the ingest run to learn from."""
     start: str = checkpoints.SCRATCH
     """Checkpoint folder to go on from, or `scratch`."""
+    teacher: str = checkpoints.SCRATCH
+    """Checkpoint folder of the encoder that objective distillation learns from; `scratch` for all others: none. It
+    stands here, and not in the objective, because DVC asks every paragraph for the same dependencies."""
     sources: tuple[str, ...] = ()
     """Learn from these sources only; empty: all."""
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    """The encoder; with a `start` it must be what the checkpoint holds."""
+    encoder: AnyEncoderSettings | None = field(default=None, metadata={"without_kind": EncoderSettings})
+    """The encoder; null: what the `start` holds, which is all that may be given beside one; from scratch a base
+    transformer."""
+    initialisation: Initialisation = "xavier"
+    """How the weights of an encoder from scratch are drawn. mimetic: attention that looks trained (Trockman & Kolter
+    2023), for small data."""
     objective: ObjectiveSettings = field(default_factory=MaskedAutoencoderSettings)
     """What is hidden and how it is predicted."""
     augment: dict[str, Any] | None = None
@@ -78,7 +88,16 @@ class PretrainRun:
     """Of weights, order, masks and augmentation."""
 
     def __post_init__(self) -> None:
-        self.objective.fits(self.encoder)
+        if self.encoder is None and checkpoints.is_scratch(self.start):
+            object.__setattr__(self, "encoder", EncoderSettings())  # frozen, and not finished yet
+        if self.encoder is not None:
+            check_fit(self.objective, self.encoder)
+        if isinstance(self.objective, DistillationSettings) == checkpoints.is_scratch(self.teacher):
+            raise ValueError(f"teacher: found {self.teacher} with objective {self.objective.kind}, expected a "
+                             "checkpoint folder with distillation, and scratch with any other.")
+        if self.initialisation != "xavier" and not checkpoints.is_scratch(self.start):
+            raise ValueError(f"initialisation: found {self.initialisation} beside a start, expected start: scratch; a "
+                             "checkpoint brings its weights. Leave one of the two out.")
 
 
 def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change: bool = False) -> dict[str, Any]:
@@ -91,24 +110,46 @@ def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change
     code = domain_code(settings.domain)
     augment = (None if settings.augment is None
                else build(code.augment.Augment, settings.augment, f"pretrain.{name}.augment"))
-    torch.manual_seed(settings.seed)
-    encoder, contract, said = starting_point(settings.start, settings.encoder, prepared.contract, root)
-    for sentence in said:
+    start = resolve(settings.start, settings.encoder, prepared.contract, root)
+    teacher = (None if checkpoints.is_scratch(settings.teacher)
+               else resolve(settings.teacher, None, prepared.contract, root))
+    for sentence in (*(f"start: {said}" for said in start.said),
+                     *(f"teacher: {said}" for said in (teacher.said if teacher else ()))):
         print(sentence)
-    objective = build_objective(settings.objective, encoder)
+    torch.manual_seed(settings.seed)
+    encoder = start.build()
+    initialise(encoder, settings.initialisation, settings.seed)
+    objective = build_objective(settings.objective, encoder, teacher.build() if teacher else None)
     rows = pool_rows(prepared, settings.sources)
-    source = Source(prepared, contract, code, rows)
-    work = work_folder(root, "pretrain", name, [settings, prepared.digest, start_hash(settings.start, root)],
-                       resume_despite_code_change)
+    source = Source(prepared, shared_contract(start, teacher), code, rows)
+    work = work_folder(root, "pretrain", name, [settings, prepared.digest, *(
+        one.record.get("weights_sha256", "") for one in (start, teacher) if one)], resume_despite_code_change)
     inputs = {f"data/prepared/{settings.data}": prepared.digest}
     with tracking.open_run(stage="pretrain", name=name, root=root, settings=plain(settings), inputs=inputs,
                            domain=settings.domain, fingerprint=work.fingerprint, resume_folder=work.folder) as tracked:
         tracked.tag("resume.despite_code_change", str(work.despite_code_change).lower())
-        return _train_and_publish(name, settings, root, objective, source, augment, work, tracked)
+        return _train_and_publish(name, settings, root, objective, (start, teacher), source, augment, work, tracked)
 
 
-def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: Objective, source: Source,
-                       augment: Any, work: Work, tracked: Any) -> dict[str, Any]:
+def shared_contract(start: Start, teacher: Start | None) -> Contract:
+    """What data is normalised by: a teacher must see what it was trained on, so a student from scratch takes it over.
+
+    Raises:
+        CheckpointError: start and teacher were made with different numbers.
+    """
+    if teacher is None:
+        return start.contract
+    own, theirs = (repr((one.contract.channels, one.contract.normalisation)) for one in (start, teacher))
+    if start.weights is not None and own != theirs:
+        raise checkpoints.CheckpointError(f"`start` and `teacher` normalise data differently: found {own}, expected "
+                                          f"{theirs}. Begin from scratch, or from a checkpoint that began with the "
+                                          "teacher's.")
+    return teacher.contract
+
+
+def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: Objective,
+                       origins: tuple[Start, Start | None], source: Source, augment: Any, work: Work,
+                       tracked: Any) -> dict[str, Any]:
     history: list[dict[str, float]] = []
     began = time.monotonic()
 
@@ -126,6 +167,7 @@ def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: 
               augment=augment, optimisation=settings.optimisation, machine=settings.machine, seed=settings.seed,
               num_blocks=len(objective.encoder.blocks), resume=work.folder / "resume.pt", log=log,
               every=settings.gates.every, watch=watch, title=f"pretrain {name}",
+              after_step=getattr(objective, "after_step", None),
               watch_state=lambda: {"history": history, "seconds": time.monotonic() - began},
               restore_watch=lambda state: history.extend(state["history"]))
     announce(f"pretrain {name}", job, num_samples=len(source.rows))
@@ -138,9 +180,10 @@ def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: 
     metrics = {"loss": losses[-1]["loss"], "first_loss": losses[0]["loss"], "steps": settings.optimisation.steps,
                "seconds": time.monotonic() - began, "samples": len(source.rows), "resumed": work.resumed,
                "resumed_despite_code_change": work.despite_code_change, **health}
+    borrowed = getattr(objective, "borrowed", ())
     checkpoints.save(root / "artifacts/pretrain" / name,
-                     dict(objective.named_children()),
-                     source.contract, _record(settings, source, metrics, work))
+                     {part: module for part, module in objective.named_children() if part not in borrowed},
+                     source.contract, _record(settings, objective.encoder, *origins, source, metrics, work))
     reports = root / "reports/pretrain" / name
     reports.mkdir(parents=True, exist_ok=True)
     write_text(reports / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -150,36 +193,13 @@ def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: 
     return metrics
 
 
-def starting_point(start: str, encoder: EncoderSettings | None, data: Contract, root: Path,
-                   ) -> tuple[Encoder, Contract, list[str]]:
-    """The encoder to begin with, the contract to load data by, and sentences on what was mapped.
-
-    Raises:
-        ContractMismatch: the checkpoint was made for other data.
-        CheckpointError: no checkpoint there, or `encoder` describes another one.
-    """
-    if checkpoints.is_scratch(start):
-        if encoder is None:
-            raise checkpoints.CheckpointError("`start` is scratch and `encoder` is not given. Expected one of them: "
-                                              "name a checkpoint, or describe the encoder.")
-        return Encoder(encoder, len(data.channels)), data, []
-    loaded = checkpoints.load_encoder(root / start)
-    wanted = loaded.encoder.settings
-    if encoder is not None and (encoder.tokenizer, encoder.shape) != (wanted.tokenizer, wanted.shape):
-        raise checkpoints.CheckpointError(f"`encoder` differs from what {start} holds: found {plain(encoder)}, "
-                                          f"expected {plain(wanted)}. Leave `encoder` out to take the checkpoint's.")
-    bands = isinstance(loaded.encoder.tokenizer, BandTokenizer)
-    said = enforce(data, loaded.contract, subset_of_channels=bands)
-    return loaded.encoder, adopt(data, loaded.contract), said
-
-
 def pool_rows(prepared: Prepared, sources: tuple[str, ...]) -> np.ndarray:
     """Rows for self-supervision: training and unlabelled, no group of a validation or test row, of these sources."""
     rows = prepared.pool()
     return np.intersect1d(rows, prepared.rows(source=list(sources))) if sources else rows
 
 
-def look(encoder: Encoder, source: Source, settings: PretrainRun) -> dict[str, float]:
+def look(encoder: AnyEncoder, source: Source, settings: PretrainRun) -> dict[str, float]:
     """Spread and rank of embeddings, and the nearest-neighbour probe of each task with labels in train and val.
 
     Raises:
@@ -201,7 +221,7 @@ def look(encoder: Encoder, source: Source, settings: PretrainRun) -> dict[str, f
     return numbers
 
 
-def _probe(encoder: Encoder, source: Source, task: str, gates: Gates, device: torch.device) -> float | None:
+def _probe(encoder: AnyEncoder, source: Source, task: str, gates: Gates, device: torch.device) -> float | None:
     """Balanced accuracy on val of neighbours from train; None where the task is no classification or has no rows."""
     prepared = source.prepared
     about = prepared.contract.tasks[task]
@@ -218,7 +238,7 @@ def _probe(encoder: Encoder, source: Source, task: str, gates: Gates, device: to
     return float(np.mean([np.mean(guess[truth == c] == c) for c in np.unique(truth)]))
 
 
-def embed(encoder: Encoder, source: Source, device: torch.device, batch_size: int = 128) -> np.ndarray:
+def embed(encoder: AnyEncoder, source: Source, device: torch.device, batch_size: int = 128) -> np.ndarray:
     """Mean token of each row: n E float32."""
 
     def compute(batch: Batch) -> torch.Tensor:
@@ -232,11 +252,6 @@ def embed(encoder: Encoder, source: Source, device: torch.device, batch_size: in
     return out
 
 
-def start_hash(start: str, root: Path) -> str:
-    """What identifies the weights that a run begins with."""
-    return "" if checkpoints.is_scratch(start) else str(checkpoints.read_record(root / start)["weights_sha256"])
-
-
 def group_hashes(prepared: Prepared, rows: np.ndarray) -> list[str]:
     """Short hashes of the groups of these rows, so that a later stage can prove that none of them is tested on, without
     any patient's id leaving the data folder."""
@@ -248,16 +263,22 @@ def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
-def _record(settings: PretrainRun, source: Source, metrics: dict[str, Any], work: Work) -> dict[str, Any]:
+def _record(settings: PretrainRun, encoder: AnyEncoder, start: Start, teacher: Start | None, source: Source,
+            metrics: dict[str, Any], work: Work) -> dict[str, Any]:
+    learnt_from = {group for one in (start, teacher) if one for group in one.record.get("pool_groups", [])}
     reader = source.prepared.folder / "reader.json"
-    return {"kind": "pretrained", "domain": settings.domain, "encoder": plain(settings.encoder),
-            "num_channels": len(source.contract.channels), "objective": plain(settings.objective),
+    return {"kind": "pretrained", "domain": settings.domain, "encoder": plain(encoder.settings),
+            "num_channels": encoder.num_channels, "channels": list(getattr(encoder.tokenizer, "channels", ())),
+            "objective": plain(settings.objective),
             "reader": json.loads(reader.read_text()) if reader.is_file() else None,
-            "provenance": {"start": settings.start, "data": settings.data, "data_digest": source.prepared.digest,
+            "provenance": {"start": settings.start, **start.provenance(), "teacher": settings.teacher,
+                           "teacher_sha256": teacher.record.get("weights_sha256", "") if teacher else "",
+                           "data": settings.data, "data_digest": source.prepared.digest,
                            "seed": settings.seed, "steps": metrics["steps"], "seconds": metrics["seconds"],
                            "samples": metrics["samples"], "code": work.code,
                            "resumed_despite_code_change": work.despite_code_change},
-            "pool_groups": group_hashes(source.prepared, source.rows)}
+            # What start and teacher have seen counts too: none of it may be tested on
+            "pool_groups": sorted(learnt_from | set(group_hashes(source.prepared, source.rows)))}
 
 
 def _pictures(reports: Path, objective: Objective, source: Source, settings: PretrainRun,

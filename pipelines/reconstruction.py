@@ -12,21 +12,29 @@ import torch
 from torch import Tensor
 
 from models.encoder.tokenizers import GroupTokenizer
-from models.objectives.masked_autoencoder import MaskedAutoencoder, Reconstruction
+from models.objectives.masked_autoencoder import Reconstruction
+from models.objectives.objective import Objective
 from pipelines.batches import RawBatch, Source, on_device
 
 
 @torch.no_grad()
-def reconstruction_rows(objective: MaskedAutoencoder, source: Source, rows: np.ndarray, seed: int,
+def reconstruction_rows(objective: Objective, source: Source, rows: np.ndarray, seed: int,
                         device: torch.device) -> list[list[np.ndarray]]:
-    """For each row of the index: [input, what was visible, visible and restored] as H W 3 uint8 pictures."""
+    """For each row of the index: [input, what was visible, visible and restored] as H W 3 uint8 pictures, and the whole
+    at the input's own scale where the objective predicts that too."""
     raw, labels = source.read(rows, None)
     ids = torch.from_numpy(rows)
     batch, chance = on_device(source, RawBatch(raw, labels, ids, torch.zeros_like(ids), 0, 0), seed, None, device)
     result = objective.reconstruct(batch.x, batch.known, chance)
     if isinstance(objective.encoder.tokenizer, GroupTokenizer):
         return _point_rows(objective.encoder.tokenizer, batch.x, result, source)
-    return _grid_rows(objective.encoder.tokenizer, batch.x, batch.known, result, source)
+    if result.cut_from is None:
+        return _grid_rows(objective.encoder.tokenizer, batch.x, batch.known, result, source)
+    assert result.finest is not None, "what is cut from a smaller copy is predicted at the input's scale too"
+    small = _grid_rows(objective.encoder.tokenizer, *result.cut_from, result, source)
+    whole = [[_draw(source, image[i], None if batch.known is None else batch.known[i]) for image in (
+        batch.x, result.finest)] for i in range(len(batch.x))]
+    return [[before, *row[1:], after] for row, (before, after) in zip(small, whole, strict=True)]
 
 
 def _grid_rows(tokenizer: Any, x: Tensor, known: Tensor | None, result: Reconstruction,

@@ -95,7 +95,7 @@ def loss_curve(path: Path, history: Sequence[Mapping[str, float]], title: str = 
 
 
 def reconstructions(path: Path, rows: Sequence[Sequence[np.ndarray]],
-                    titles: Sequence[str] = ("input", "visible", "visible and restored")) -> bool:
+                    titles: Sequence[str] = ("input", "visible", "visible and restored", "restored, finest")) -> bool:
     """A grid of pictures, one sample per line, under the titles of its columns.
 
     Args:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,21 @@ def load_run(stage: str, name: str, cls: type[T], root: Path) -> T:
     return build(cls, runs[name], f"{stage}.{name}")
 
 
+def changes_of(given: Iterable[str]) -> dict[str, Any]:
+    """KEY=VALUE, as --set takes them, to values by key. Raises SettingsError."""
+    changes = {}
+    for change in given:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {change}: found no '=', expected KEY=VALUE, such as batch_size=16.")
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SettingsError(f"--set {change}: found {value!r}, which is not YAML, expected a value such as 16, "
+                                "[8, 8] or mean.") from None
+    return changes
+
+
 def plain(settings: Any) -> Any:
     """Settings as values that JSON and YAML can hold; `build` takes them back."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
@@ -88,11 +104,11 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _value(hint: Any, raw: Any, where: str, faults: list[str]) -> Any:
+def _value(hint: Any, raw: Any, where: str, faults: list[str], default: type | None = None) -> Any:
     if dataclasses.is_dataclass(hint):
         return _dataclass(typing.cast(type, hint), raw, where, faults)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _member(hint, raw, where, faults)
+        return _member(hint, raw, where, faults, default)
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and arguments[-1:] == (...,):
         if not isinstance(raw, list | tuple):
@@ -125,7 +141,8 @@ def _dataclass(cls: type, raw: Any, where: str, faults: list[str]) -> Any:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in raw:
             faults.append(f"missing key: {where}.{name}. Give it a value.")
-    values = {name: _value(hints[name], raw[name], f"{where}.{name}", faults) for name in fields if name in raw}
+    values = {name: _value(hints[name], raw[name], f"{where}.{name}", faults, _default_class(field))
+              for name, field in fields.items() if name in raw}
     if len(faults) > before:
         return None
     try:
@@ -135,8 +152,10 @@ def _dataclass(cls: type, raw: Any, where: str, faults: list[str]) -> Any:
         return None
 
 
-def _member(union: Any, raw: Any, where: str, faults: list[str]) -> Any:
-    """Which member of a union is meant: None, a plain value, or the dataclass with this `kind`."""
+def _member(union: Any, raw: Any, where: str, faults: list[str], default: type | None = None) -> Any:
+    """Which member of a union is meant: None, a plain value, or the dataclass with this `kind`. Without a `kind` it is
+    the class of the field's default, so that a union may get members without a change to anybody's params.yaml; unless
+    a key belongs to another member, which is then what was meant."""
     members = typing.get_args(union)
     classes = [m for m in members if dataclasses.is_dataclass(m)]
     if not classes or not isinstance(raw, dict):
@@ -150,12 +169,29 @@ def _member(union: Any, raw: Any, where: str, faults: list[str]) -> Any:
         return _dataclass(typing.cast(type, classes[0]), raw, where, faults)
     by_kind = {kind: c for c in classes for kind in _kinds(c)}
     if "kind" not in raw:
+        if default in classes and not _foreign(raw, typing.cast(type, default), classes):
+            return _dataclass(typing.cast(type, default), raw, where, faults)
         faults.append(f"missing key: {where}.kind. Expected one of {', '.join(by_kind)}.")
         return None
     if raw["kind"] not in by_kind:
         faults.append(f"{where}.kind: found {raw['kind']!r}, expected one of {', '.join(by_kind)}.")
         return None
     return _dataclass(typing.cast(type, by_kind[raw["kind"]]), raw, where, faults)
+
+
+def _foreign(raw: dict[Any, Any], default: type, classes: list[Any]) -> bool:
+    """Whether a key is no field of the default but one of another member."""
+    own = {f.name for f in dataclasses.fields(default)}
+    others = {f.name for c in classes for f in dataclasses.fields(c)}
+    return any(key in others - own for key in raw)
+
+
+def _default_class(field: dataclasses.Field[Any]) -> type | None:
+    """The dataclass that a field has by default, or names for values without a `kind`; None where it does neither."""
+    if "without_kind" in field.metadata:
+        return typing.cast(type, field.metadata["without_kind"])
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return type(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else None
 
 
 def _leaf(hint: Any, raw: Any, where: str, faults: list[str]) -> Any:

@@ -25,6 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from domains.publish import write_bytes
 from models.encoder.chance import Chance, key_of
 from pipelines.batches import Batch, RawBatch, Source, TrainingBatches, on_device
+from pipelines.optimisers import Adan, CautiousAdamW
 
 # Lightning greets every Trainer with a dozen lines and an advertisement; a stage makes many Trainers.
 for _name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
@@ -35,7 +36,7 @@ Losses = Callable[[Batch, Chance], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with warm-up and a cosine, counted in steps of the global batch."""
+    """An optimiser with warm-up and a cosine, counted in steps of the global batch."""
 
     steps: int
     """Updates of the weights."""
@@ -45,8 +46,13 @@ class Optimisation:
     """Peak learning rate as it is used; it is not scaled by the batch size behind your back."""
     weight_decay: float = 0.05
     """Decoupled decay of weights; biases, norms, tokens and position tables are left alone."""
+    optimiser: Literal["adamw", "adan"] = "adamw"
+    """adamw: torch's. adan: Adan (Xie et al. 2022), which keeps four numbers per weight instead of two."""
+    cautious: bool = False
+    """Leave out the part of each update that points against the gradient (Liang et al. 2024); with either optimiser."""
     betas: tuple[float, ...] = (0.9, 0.95)
-    """Decay of AdamW's moments; (0.9, 0.95) pretraining, (0.9, 0.999) fine-tuning."""
+    """Decay of the optimiser's averages. AdamW has two: (0.9, 0.95) pretraining, (0.9, 0.999) fine-tuning. Adan has
+    three: (0.98, 0.92, 0.99)."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     final_share: float = 0.0
@@ -62,9 +68,13 @@ class Optimisation:
         if self.steps < 1 or self.batch_size < 1 or self.log_every < 1:
             raise ValueError(f"steps {self.steps}, batch_size {self.batch_size}, log_every {self.log_every}: "
                              "each must be at least 1.")
-        if len(self.betas) != 2 or not 0 <= self.warmup < 1 or not 0 < self.layer_decay <= 1:
-            raise ValueError("expected two betas, 0 <= warmup < 1 and 0 < layer_decay <= 1; "
-                             f"found {list(self.betas)}, {self.warmup}, {self.layer_decay}.")
+        published = {"adamw": (0.9, 0.95), "adan": (0.98, 0.92, 0.99)}[self.optimiser]
+        if len(self.betas) != len(published) or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: found {list(self.betas)}, expected {len(published)} shares below 1 for "
+                             f"{self.optimiser}, such as {list(published)}.")
+        if not 0 <= self.warmup < 1 or not 0 < self.layer_decay <= 1:
+            raise ValueError("expected 0 <= warmup < 1 and 0 < layer_decay <= 1; "
+                             f"found {self.warmup}, {self.layer_decay}.")
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,9 @@ class Job:
     """What `watch` needs to go on after a resume; saved with the resume state."""
     restore_watch: Callable[[dict[str, Any]], None] | None = None
     """Given back what `watch_state` returned."""
+    after_step: Callable[[float], None] | None = None
+    """Called after every update, before anything is saved, with the share of the steps that is done: for objectives
+    whose teacher averages weights, or that grow harder. What it changes must be in the model's state."""
     title: str = "training"
     """What the progress bar says."""
 
@@ -156,6 +169,8 @@ class Training(lightning.LightningModule):
         if batch.micro_batch + 1 < self.job.machine.accumulate:
             return
         self.done = batch.step + 1
+        if self.job.after_step is not None:
+            self.job.after_step(self.done / self.job.optimisation.steps)
         last = self.done == self.job.optimisation.steps
         if self.done % self.job.optimisation.log_every == 0 or last:
             self._log()
@@ -206,14 +221,24 @@ class Training(lightning.LightningModule):
             self.job.log(self.done, numbers)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a warm-up and cosine that are functions of the absolute step."""
+        """The optimiser, with a warm-up and cosine that are functions of the absolute step."""
         plan = self.job.optimisation
         groups = parameter_groups(self.model, plan, self.job.num_blocks)
         on_gpu = next(self.model.parameters()).is_cuda
-        optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(plan.betas[0], plan.betas[1]), fused=on_gpu)
+        optimizer = make_optimiser(groups, plan, fused=on_gpu)
         start = self.start_step
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(plan, start + step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def make_optimiser(groups: list[dict[str, Any]], plan: Optimisation, fused: bool) -> torch.optim.Optimizer:
+    """What the settings name; each group brings its own rate and decay. `fused`: AdamW in one kernel, on a GPU."""
+    if plan.optimiser == "adan":
+        return Adan(groups, plan.learning_rate, (plan.betas[0], plan.betas[1], plan.betas[2]), cautious=plan.cautious)
+    betas = (plan.betas[0], plan.betas[1])
+    if plan.cautious:
+        return CautiousAdamW(groups, plan.learning_rate, betas)
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=betas, fused=fused)
 
 
 def learning_rate_share(plan: Optimisation, step: int) -> float:
@@ -232,7 +257,8 @@ def parameter_groups(model: nn.Module, plan: Optimisation, num_blocks: int) -> l
         if not parameter.requires_grad:
             continue
         last = name.split(".")[-1]
-        exempt = parameter.dim() < 2 or "token" in last or last in ("class_position", "rows") or ".channel." in name
+        tables = ("class_position", "rows", "relative_position_bias_table")
+        exempt = parameter.dim() < 2 or "token" in last or last in tables or ".channel." in name
         decay = 0.0 if exempt else plan.weight_decay
         layer = layer_of(name, num_blocks)
         rate = plan.learning_rate * plan.layer_decay ** (num_blocks + 1 - layer)
@@ -294,6 +320,7 @@ def fit(job: Job) -> int:
         warnings.filterwarnings("ignore", message=".*num_workers.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*treespec.*")  # Lightning's own call of a deprecated function
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # teachers are meant to
         trainer.fit(module, train_dataloaders=batches)
     job.model.eval()
     return module.done

@@ -11,13 +11,22 @@ import torch
 from domains import contract as contracts
 from domains.contract import Contract
 from domains.sample import Task
-from models.encoder.tokenizers import BandTokenizer
-from models.encoder.transformer import Encoder, EncoderSettings
+from models.encoder.build import build_encoder
+from models.encoder.tokenizers import ByChannel
 from models.heads.predict_sample import SampleHead
 from models.heads.task_loss import TaskLoss
 from models.heads.tuned import HeadSettings, NearestHead, PredictByNeighbours, Tuned, build_head
 from pipelines.batches import Source, in_order
-from pipelines.checkpoints import CONTRACT, RECORD, CheckpointError, fill, part_weights, read_record, save
+from pipelines.checkpoints import (
+    CONTRACT,
+    RECORD,
+    CheckpointError,
+    encoder_settings,
+    fill,
+    part_weights,
+    read_record,
+    save,
+)
 from pipelines.settings import build, plain
 
 
@@ -48,10 +57,9 @@ def load_tuned(folder: str | Path) -> tuple[Tuned, Contract, dict[str, Any]]:
                               "Run `lacuna finetune` from it first.")
     where = f"{folder}/{RECORD}"
     task = build(Task, record["task"], f"{where}: task")
-    settings = build(EncoderSettings, record["encoder"], f"{where}: encoder")
-    encoder = Encoder(settings, record["num_channels"])
+    encoder = build_encoder(encoder_settings(record["encoder"], f"{where}: encoder"), record["num_channels"])
     if record["channels"]:
-        assert isinstance(encoder.tokenizer, BandTokenizer), "no other tokenizer has channels to write down"
+        assert isinstance(encoder.tokenizer, ByChannel), "no other tokenizer has channels to write down"
         encoder.tokenizer.read_channels(record["channels"])
     head_settings: SampleHead | NearestHead = build(HeadSettings, record["head"], f"{where}: head")  # type: ignore[arg-type]
     outputs = len(task.outputs)

@@ -86,10 +86,12 @@ def pretrain_settings(kind: str = "xray", steps: int = 8, **changes: object) -> 
             "gates": {"min_std": 0, "min_rank": 0}, **changes}
 
 
-def untrained(prepared: Path, kind: str, steps: int = 8,
-              machine: dict[str, object] | None = None) -> tuple[Any, Any, Source]:
+def untrained(prepared: Path, kind: str, steps: int = 8, machine: dict[str, object] | None = None,
+              optimiser: str = "adamw") -> tuple[Any, Any, Source]:
     """(settings, model, source) of a tiny run, always with the same first weights."""
     paragraph = pretrain_settings(kind, steps, machine=machine or {"accelerator": "cpu"})
+    betas = [0.98, 0.92, 0.99] if optimiser == "adan" else [0.9, 0.95]
+    paragraph["optimisation"] |= {"optimiser": optimiser, "betas": betas}  # type: ignore[operator]
     settings = build(PretrainRun, paragraph, "test")
     data = open_prepared(prepared)
     torch.manual_seed(0)
@@ -97,10 +99,12 @@ def untrained(prepared: Path, kind: str, steps: int = 8,
     return settings, model, Source(data, data.contract, domain_code(settings.domain), data.pool())
 
 
-def train_directly(prepared: Path, kind: str, steps: int, world: int, resume: Path | None, out: Path | None) -> str:
+def train_directly(prepared: Path, kind: str, steps: int, world: int, resume: Path | None, out: Path | None,
+                   optimiser: str = "adamw") -> str:
     """Train without stage, tracking or report, in one process or in one of two; returns the hash of the weights."""
     settings, model, source = untrained(prepared, kind, steps, {
-        "accelerator": "cpu", "devices": world, "save_every_seconds": 0, "strategy": "ddp" if world > 1 else "auto"})
+        "accelerator": "cpu", "devices": world, "save_every_seconds": 0, "strategy": "ddp" if world > 1 else "auto"},
+        optimiser)
     fit(Job(model=model, losses=lambda batch, chance: model(batch.x, batch.known, chance), source=source, augment=None,
             optimisation=settings.optimisation, machine=settings.machine, seed=5, num_blocks=2, resume=resume))
     if out is not None:
@@ -127,9 +131,11 @@ if __name__ == "__main__":
     parser.add_argument("--kind", default="xray")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--world", type=int, default=1)
+    parser.add_argument("--optimiser", default="adamw")
     parser.add_argument("--resume", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(train_directly(given.prepared, given.kind, given.steps, given.world, given.resume, given.out))
+    print(train_directly(given.prepared, given.kind, given.steps, given.world, given.resume, given.out,
+                         given.optimiser))
     sys.exit(0)

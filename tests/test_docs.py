@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from models.encoder.masking import num_visible
+from models.adapters.adapter import AdapterSettings
+from models.encoder.mask_lists import num_visible
+from models.heads.tuned import HeadSettings
 from pipelines.batches import domain_code
+from pipelines.finetune import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
@@ -27,6 +30,12 @@ def paragraphs(page: Path, stage: str) -> list[tuple[str, dict[str, Any]]]:
             for pair in yaml.safe_load(block)[stage].items()]
 
 
+def adapter_blocks(page: Path) -> list[dict[str, Any]]:
+    """The page's YAML blocks with an adapter, and the head that goes with it."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [yaml.safe_load(block) for block in blocks if block.startswith("adapter:")]
+
+
 def published(card: str) -> PretrainRun:
     name, raw = paragraphs(ROOT / "docs/methods" / card, "pretrain")[0]
     return build(PretrainRun, raw, name)
@@ -38,12 +47,22 @@ def test_every_method_has_a_card() -> None:
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
 def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
-    found = paragraphs(card, "pretrain")
-    assert found, "a card without the settings that reproduce the published recipe"
+    found, tuned = paragraphs(card, "pretrain"), paragraphs(card, "finetune")
+    assert found or tuned or adapter_blocks(card), "a card without the settings that reproduce the published recipe"
     for name, raw in found:
         run = build(PretrainRun, raw, f"pretrain.{name}")
         if run.augment is not None:
             build(domain_code(run.domain).augment.Augment, run.augment, f"pretrain.{name}.augment")
+    for name, raw in tuned:
+        build(FinetuneRun, raw, f"finetune.{name}")
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
+def test_the_adapters_of_a_method_card_validate(card: Path) -> None:
+    for raw in adapter_blocks(card):
+        build(AdapterSettings, raw.pop("adapter"), f"{card.stem}: adapter")  # type: ignore[arg-type]
+        build(HeadSettings, raw.pop("head", {"kind": "sample"}), f"{card.stem}: head")  # type: ignore[arg-type]
+        assert not raw
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -57,7 +76,8 @@ def test_the_recipes_have_the_published_numbers() -> None:
     films, points = published("mae.md"), published("point_mae.md")
     assert films.objective.masking.ratio == 0.90
     assert films.augment is not None and films.augment["crop_scale"] == [0.5, 1.0]
-    assert 64 - num_visible(64, points.objective.masking.ratio) == 38
+    masking = points.objective.masking
+    assert 64 - num_visible(64, masking.ratio, masking.round_hidden) == 38
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -81,5 +101,10 @@ def test_the_readme_and_the_cards_name_every_shipped_pretraining_and_no_other() 
     table = readme.split("| paper | run")[1].split("\n\n")[0]
     named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[2])}
     assert named == shipped
+    table = readme.split("| paper | run in examples/methods")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[2])}
+    methods = yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text(encoding="utf-8"))["pretrain"]
+    # The four of the first table are repeated there so that all can be run alike
+    assert named == set(methods) - {"mae", "channel_mae", "point_mae"}
     in_cards = {name for card in CARDS for name in re.findall(r"`pretrain\.(\w+)`", card.read_text(encoding="utf-8"))}
     assert in_cards == shipped

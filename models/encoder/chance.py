@@ -80,6 +80,10 @@ class Chance:
         """One uniform that is equal on all ranks in this step."""
         return float(uniform(torch.tensor([self.shared]), 1, stream))
 
+    def branch(self, number: int) -> Chance:
+        """Another chance for the same samples, as a second mask needs; each number has its own."""
+        return Chance(_mix(self.sample + key_of(number)), key_of(self.shared, number))
+
 
 def chance_of(seed: int, step: int, micro_batch: int, ids: Tensor, epochs: Tensor) -> Chance:
     """The chance of some samples at one place of a run.

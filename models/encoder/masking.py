@@ -7,6 +7,7 @@ Legend: B batch, N patches, V visible, H hidden, K place coordinates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +15,12 @@ import torch
 from torch import Tensor
 
 from models.encoder.chance import Chance
+from models.encoder.grid_2d_3d import Grid2D3D
+from models.encoder.mask_lists import Rounding, check_ratio, split_by_score, split_cells
+from models.encoder.masking_cells import CellMasking
+from models.encoder.masking_colour import ColourNoiseMasking
 from models.encoder.patches import Mask, Patches, take
+from models.encoder.tokenizers import Grid, Groups, TokenizerSettings
 
 _ORDER, _CENTRE, _NUM_CHANNELS, _CHANNELS = 11, 12, 13, 14  # streams: each use of chance has its own numbers
 
@@ -25,14 +31,16 @@ class RandomMasking:
 
     kind: Literal["random"] = "random"
     ratio: float = 0.75
-    """Share of the patches with data that is hidden; the number seen is floor(n * (1 - ratio)), at least one."""
+    """Share of the patches with data that is hidden; at least one is seen."""
+    round_hidden: Rounding = "up"
+    """Where the share is no whole number of patches: up hides one more, as MAE; down does not, as Point-MAE."""
 
     def __post_init__(self) -> None:
-        _check_ratio(self.ratio)
+        check_ratio(self.ratio)
 
     def __call__(self, patches: Patches, chance: Chance) -> Mask:
         score = chance.uniform(patches.place.shape[1], _ORDER)
-        return split_by_score(score, patches.usable(), self.ratio)
+        return split_by_score(score, patches.usable(), self.ratio, self.round_hidden)
 
 
 @dataclass(frozen=True)
@@ -42,9 +50,11 @@ class BlockMasking:
     kind: Literal["block"] = "block"
     ratio: float = 0.6
     """Share of the patches with data that is hidden."""
+    round_hidden: Rounding = "up"
+    """Where the share is no whole number of patches: up hides one more, as MAE; down does not, as Point-MAE."""
 
     def __post_init__(self) -> None:
-        _check_ratio(self.ratio)
+        check_ratio(self.ratio)
 
     def __call__(self, patches: Patches, chance: Chance) -> Mask:
         place, usable = patches.place.float(), patches.usable()
@@ -53,7 +63,7 @@ class BlockMasking:
             pick = pick.masked_fill(~usable, -1.0)  # a block grows from a patch that holds data
         centre = take(place, pick.argmax(1, keepdim=True))                   # B 1 K
         nearness = -(place - centre).square().sum(-1)                       # B N, largest at the centre: hidden
-        return split_by_score(nearness, usable, self.ratio)
+        return split_by_score(nearness, usable, self.ratio, self.round_hidden)
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class ChannelMasking:
     """Most channels kept; None: all."""
 
     def __post_init__(self) -> None:
-        _check_ratio(self.ratio)
+        check_ratio(self.ratio)
         if self.min_channels < 1 or (self.max_channels is not None and self.max_channels < self.min_channels):
             raise ValueError(f"channels kept: found {self.min_channels} to {self.max_channels}, "
                              "expected 1 <= min_channels <= max_channels.")
@@ -98,7 +108,24 @@ class ChannelMasking:
         return split_by_score(order, usable & kept, self.ratio)
 
 
-Masking = RandomMasking | BlockMasking | ChannelMasking
+@dataclass(frozen=True)
+class ConsistentMasking:
+    """Hide the same positions in every band or group of bands ("consistent" masks of SatMAE, Cong et al. 2022, beside
+    independent ones, which are `random`). It needs places that begin with the channel: (band, y, x)."""
+
+    kind: Literal["consistent"] = "consistent"
+    ratio: float = 0.75
+    """Share hidden of the positions where any band has data."""
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+
+    def __call__(self, patches: Patches, chance: Chance) -> Mask:
+        cell, count = _cells(patches.place)                                 # B N into L positions
+        return split_cells(cell, chance.uniform(count, _ORDER), patches.usable(), self.ratio)
+
+
+Masking = RandomMasking | BlockMasking | ChannelMasking | ConsistentMasking | ColourNoiseMasking | CellMasking
 
 
 def with_all_channels(masking: Masking) -> Masking:
@@ -106,38 +133,32 @@ def with_all_channels(masking: Masking) -> Masking:
     return replace(masking, min_channels=10**6, max_channels=None) if isinstance(masking, ChannelMasking) else masking
 
 
-def split_by_score(score: Tensor, usable: Tensor | None, ratio: float) -> Mask:
-    """See the patches with the smallest scores, hide the largest `ratio` of them, drop those that are not usable.
-
-    Args:
-        score: B N.
-        usable: B N bool, or None when all are.
-    """
-    count = score.shape[1]
-    if usable is None:
-        seen = num_visible(count, ratio)
-        order = score.argsort(dim=1, stable=True)
-        return Mask(order[:, :seen], order[:, seen:])
-    order = score.masked_fill(~usable, float("inf")).argsort(dim=1, stable=True)            # dropped ones at the end
-    available = usable.sum(1)                                               # B
-    seen_each = (available.double() * (1 - ratio)).floor().long().clamp(min=1)
-    seen_each = torch.minimum(seen_each, available)
-    hidden_each = available - seen_each
-    at = torch.arange(count, device=score.device)
-    seen, hidden = max(int(seen_each.max()), 1), max(int(hidden_each.max()), 1)
-    visible_valid = at[:seen] < seen_each[:, None]                          # B V
-    hidden_at = (seen_each[:, None] + at[:hidden]).clamp(max=count - 1)     # B H
-    hidden_valid = at[:hidden] < hidden_each[:, None]
-    if bool(visible_valid.all()) and bool(hidden_valid.all()):
-        return Mask(order[:, :seen], order.gather(1, hidden_at))
-    return Mask(order[:, :seen], order.gather(1, hidden_at), visible_valid, hidden_valid)
+def check_masking(masking: Masking, tokenizer: TokenizerSettings) -> None:
+    """Raises ValueError where these masks mean nothing on patches of that kind."""
+    by_band = not isinstance(tokenizer, Grid | Grid2D3D | Groups)
+    if isinstance(masking, ChannelMasking | ConsistentMasking) and not by_band:
+        raise ValueError(f"masking {masking.kind} needs one token per band (tokenizer bands), found {tokenizer.kind}.")
+    if isinstance(masking, CellMasking):
+        _check_cells(masking, tokenizer)
+    if isinstance(masking, ColourNoiseMasking) and masking.per_band != by_band:
+        raise ValueError(f"masking colour_noise: found per_band {str(masking.per_band).lower()}, expected "
+                         f"{str(by_band).lower()} for tokenizer {tokenizer.kind}, since its places "
+                         f"{'begin' if by_band else 'do not begin'} with a band.")
 
 
-def num_visible(count: int, ratio: float) -> int:
-    """floor(count * (1 - ratio)) as the reference counts it, at least one."""
-    return max(int(count * (1 - ratio)), 1)
+def _check_cells(masking: CellMasking, tokenizer: TokenizerSettings) -> None:
+    if isinstance(tokenizer, Groups):
+        raise ValueError("masking cells needs a grid to cut; groups of points lie on none. Take masking block.")
+    if len(tokenizer.patch) != len(masking.cell):
+        raise ValueError(f"masking cells: found cell {list(masking.cell)}, expected {len(tokenizer.patch)} sizes, as "
+                         f"many as `patch` of tokenizer {tokenizer.kind} has.")
 
 
-def _check_ratio(ratio: float) -> None:
-    if not 0 < ratio < 1:
-        raise ValueError(f"mask ratio: found {ratio}, expected a share between 0 and 1 (0.75 hides three quarters).")
+def _cells(place: Tensor) -> tuple[Tensor, int]:
+    """B N numbers of the positions behind the channel in place B N K, and how many numbers there are."""
+    at = place[..., 1:].long()
+    sizes = (at.amax((0, 1)) + 1).tolist()
+    cell = at[..., 0]
+    for axis, size in enumerate(sizes[1:], start=1):
+        cell = cell * size + at[..., axis]
+    return cell, math.prod(sizes)

@@ -1,5 +1,8 @@
 """The three point operations that Point-MAE needs, in plain torch: farthest points, neighbours, Chamfer distance.
 
+Farthest points come by two rules: the textbook's, and that of the CUDA operation `pointnet2_ops`, by which Point-MAE's
+weights were made. The latter passes over points near the origin and breaks ties by thread, so its centres differ.
+
 Legend: B batch, M points, S chosen points, G groups, K points per group. Coordinates are the last axis, always 3.
 
 All are batched and run on any device; none draws random numbers. Points are expected finite and centred: the domain's
@@ -28,21 +31,68 @@ def farthest_point_sampling(points: Tensor, num: int, start: int | Tensor = 0) -
         B num indices into M, in the order of choosing.
     """
     batch, available, _ = points.shape
-    if num > available:
-        raise ValueError(f"farthest point sampling: found {available} points, expected at least {num}. "
-                         "Give the model larger clouds, or ask for fewer groups.")
+    _check_enough(available, num)
     x, y, z = points.float().permute(2, 0, 1).contiguous()  # 3 of B M: each step then reads memory in order
     chosen = torch.empty(batch, num, dtype=torch.long, device=points.device)
     last = torch.as_tensor(start, dtype=torch.long, device=points.device).expand(batch).unsqueeze(1)  # B 1
     nearest = torch.full((batch, available), torch.inf, device=points.device)
     for step in range(num):
         chosen[:, step] = last[:, 0]
-        distance = ((x - x.gather(1, last)).square_() + (y - y.gather(1, last)).square_()
-                    + (z - z.gather(1, last)).square_())
         # -1 is below every distance, so that a chosen point stays chosen among exact duplicates
-        nearest = torch.minimum(nearest, distance).scatter_(1, last, -1.0)
+        nearest = torch.minimum(nearest, _squared_gap(x, y, z, last)).scatter_(1, last, -1.0)
         last = nearest.argmax(1, keepdim=True)  # torch takes the first of equal maxima
     return chosen
+
+
+@torch.no_grad()
+def pointnet2_sampling(points: Tensor, num: int) -> Tensor:
+    """Farthest points as `pointnet2_ops` (Wijmans; after Qi et al. 2017) chooses them on a GPU, on any device.
+
+    It begins at index 0. A point with x*x + y*y + z*z <= 1e-3 is never chosen after that. Distances to the chosen
+    points begin at 1e10. Each of T threads looks at the points t, t + T ... and keeps its first best; then halves of
+    the threads are compared, the lower one winning ties. So exact ties go by the bit-reversed thread, then by index.
+    Chosen points stay in the race with distance 0: with fewer distinct points than `num`, some are chosen twice.
+
+    Args:
+        points: B M 3.
+        num: how many to choose, at most M.
+
+    Returns:
+        B num indices into M, in the order of choosing. Index 0 where no point may be chosen.
+    """
+    batch, available, _ = points.shape
+    _check_enough(available, num)
+    order = torch.tensor(_tie_order(available), device=points.device)        # M: the first of equals wins
+    x, y, z = points.float()[:, order].permute(2, 0, 1).contiguous()
+    passed_over = x * x + y * y + z * z <= 1e-3                              # B M
+    nearest = torch.full((batch, available), 1e10, device=points.device).masked_fill_(passed_over, -1.0)
+    last = torch.zeros(batch, 1, dtype=torch.long, device=points.device)     # B 1 into `order`, whose first is 0
+    chosen = [last]
+    for _ in range(num - 1):
+        # -1 stays the least, since no distance is below 0
+        nearest = torch.minimum(nearest, _squared_gap(x, y, z, last))
+        last = nearest.argmax(1, keepdim=True)
+        chosen.append(last)
+    return order[torch.cat(chosen, 1)]
+
+
+def _tie_order(count: int) -> list[int]:
+    """Indices 0 .. count - 1 in the order in which `pointnet2_ops` prefers equals."""
+    bits = min(count.bit_length() - 1, 9)                                    # at most 512 threads
+    reverse = [int(format(thread, f"0{bits}b")[::-1], 2) if bits else 0 for thread in range(1 << bits)]
+    return sorted(range(count), key=lambda i: (reverse[i % (1 << bits)], i))
+
+
+def _check_enough(available: int, num: int) -> None:
+    if num > available:
+        raise ValueError(f"farthest point sampling: found {available} points, expected at least {num}. "
+                         "Give the model larger clouds, or ask for fewer groups.")
+
+
+def _squared_gap(x: Tensor, y: Tensor, z: Tensor, to: Tensor) -> Tensor:
+    """x, y, z: B M each, to: B 1 indices -> B M squared distances from that point."""
+    return ((x - x.gather(1, to)).square_() + (y - y.gather(1, to)).square_()
+            + (z - z.gather(1, to)).square_())
 
 
 @torch.no_grad()
@@ -80,6 +130,26 @@ def chamfer_l2(pred: Tensor, target: Tensor) -> Tensor:
     forward = distance.min(dim=2).values.mean(1)
     backward = distance.min(dim=1).values.mean(1)
     return (forward + backward).reshape(pred.shape[:-2])
+
+
+def chamfer_l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Chamfer distance of each group without squares: mean over pred of the distance to the nearest target point and
+    the same the other way round, averaged (Point-MAE's `cdl1`). Differentiable, with gradient 0 where points coincide.
+
+    Args:
+        pred: B G K 3 (or any leading axes).
+        target: B G L 3, the same leading axes; L may differ from K.
+
+    Returns:
+        B G distances.
+    """
+    with torch.autocast(pred.device.type, enabled=False):
+        # By differences: a root would blow up what a matrix product loses near 0
+        distance = torch.cdist(pred.flatten(0, -3).float(), target.flatten(0, -3).float(),
+                               compute_mode="donot_use_mm_for_euclid_dist")  # BG K L
+    forward = distance.min(dim=2).values.mean(1)
+    backward = distance.min(dim=1).values.mean(1)
+    return ((forward + backward) / 2).reshape(pred.shape[:-2])
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -46,7 +46,43 @@ class NoPositions:
     kind: Literal["none"] = "none"
 
 
-PositionSettings = SinCos | Table | NoPositions
+@dataclass(frozen=True)
+class GridAndGroup:
+    """For groups of bands: some numbers of the code say where on the grid, the others which group (SatMAE)."""
+
+    kind: Literal["grid_and_group"] = "grid_and_group"
+    grid: SinCos | Table = SinCos()
+    """How the place on the grid is coded."""
+    channel_dim: int | None = None
+    """How many numbers say which group; null: a quarter of the width, as in SatMAE's large encoder and its decoders."""
+    learnt: bool = False
+    """Train the codes of the groups, which begin as sines and cosines; False keeps them as they are."""
+
+    def __post_init__(self) -> None:
+        if self.channel_dim is not None and (self.channel_dim < 2 or self.channel_dim % 2):
+            raise ValueError(f"channel_dim: found {self.channel_dim}, expected an even number: half sines, half "
+                             "cosines.")
+
+
+@dataclass(frozen=True)
+class ImageAndVolume:
+    """For encoders that take images and volumes (Uni4Eye): how the places of each are coded."""
+
+    kind: Literal["image_and_volume"] = "image_and_volume"
+    image: SinCos | Table | NoPositions | None = None
+    """Of images; null: sines and cosines."""
+    volume: SinCos | Table | NoPositions | None = None
+    """Of volumes, likewise. The release of Uni4Eye++ has none: its table is left at zero."""
+
+
+@dataclass(frozen=True)
+class Waves:
+    """For points: fixed sines and cosines of the centre, then a network of two layers (PCP-MAE)."""
+
+    kind: Literal["waves"] = "waves"
+
+
+PositionSettings = SinCos | Table | NoPositions | GridAndGroup | ImageAndVolume | Waves
 
 
 def sin_cos(coordinate: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
@@ -64,6 +100,9 @@ class GridPositions(nn.Module):
     left over after rounding to even shares is 0.
     """
 
+    step: tuple[float, ...] | None = None
+    """Length of a patch along each axis over the length that the encoder was built for; None: 1 (flexible_patches)."""
+
     def __init__(self, dim: int, axes: int, first_axis_first: bool = False) -> None:
         super().__init__()
         self.dim, self.axes, self.first_axis_first = dim, axes, first_axis_first
@@ -74,6 +113,8 @@ class GridPositions(nn.Module):
     def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
         """place B N K -> B N D"""
         axes = place[..., -self.axes:]
+        if self.step is not None:
+            axes = (axes + 0.5) * axes.new_tensor(self.step) - 0.5          # the centre of the patch, in stored patches
         if not self.first_axis_first:
             axes = axes.flip(-1)                                            # x, y(, z)
         code = sin_cos(axes, self.share).flatten(-2)                        # B N axes*share
@@ -93,13 +134,15 @@ class TablePositions(nn.Module):
         """place B N K with whole coordinates, grid: patches per axis (None: the table's own) -> B N D"""
         axes = len(self.settings.grid)
         wanted = self.settings.grid if grid is None else grid[-axes:]
-        if self.settings.channelvit_resize and grid is not None:
-            if self._taken_for_native(grid):
-                # ChannelViT's release looks at the number of tokens, not at the grid (its vision_transformer does too)
-                return self.rows[:place.shape[1]].expand(len(place), -1, -1)
-            rows = resize_rows(self.rows, self.settings.grid, wanted, overshoot=0.1)
+        native = self.settings.channelvit_resize and grid is not None and self._taken_for_native(grid)
+        if native and grid is not None and math.prod(grid[:-axes]) == 1:
+            rows: Tensor = self.rows
+        elif native and place.shape[1] == len(self.rows):
+            # Several channels at a smaller size: ChannelViT's release looks at the number of tokens, not at the grid
+            return self.rows.expand(len(place), -1, -1)
         else:
-            rows = resize_rows(self.rows, self.settings.grid, wanted)
+            overshoot = 0.1 if self.settings.channelvit_resize and grid is not None else 0.0
+            rows = resize_rows(self.rows, self.settings.grid, wanted, overshoot)
         index = place[..., -axes].long()
         for axis in range(1, axes):
             index = index * wanted[axis] + place[..., axis - axes].long()
@@ -148,6 +191,21 @@ class PointPositions(nn.Sequential):
         return code
 
 
+class WavePositions(nn.Module):
+    """Sines and cosines of a centre, which can be predicted, and a network behind them (PCP-MAE, Zhang et al. 2024,
+    section 3): D -> D -> D."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.waves = GridPositions(dim, 3, first_axis_first=True)
+        self.network = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """place B N 3 -> B N D"""
+        code: Tensor = self.network(self.waves(place))
+        return code
+
+
 def build_grid_positions(dim: int, axes: int, settings: PositionSettings | None) -> nn.Module:
     """The module for patches on a grid of `axes` axes. Raises ValueError for a table with other axes."""
     match settings:
@@ -161,6 +219,14 @@ def build_grid_positions(dim: int, axes: int, settings: PositionSettings | None)
             return TablePositions(dim, settings)
         case NoPositions():
             return NoCode(dim)
+        case GridAndGroup():
+            raise ValueError("positions grid_and_group are for tokenizer band_groups; nothing else has groups of "
+                             "bands. Leave `positions` out.")
+        case ImageAndVolume():
+            raise ValueError("positions image_and_volume are for tokenizer grid_2d_3d; nothing else takes both. Give "
+                             "one kind of positions.")
+        case Waves():
+            raise ValueError("positions waves are for groups of points. Leave `positions` out, or take sin_cos.")
 
 
 def resize_rows(rows: Tensor, grid: tuple[int, ...], wanted: tuple[int, ...], overshoot: float = 0.0) -> Tensor:

@@ -17,10 +17,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.encoder.band_groups import BandGroups, BandGroupTokenizer
 from models.encoder.batch_norm import SyncedBatchNorm1d
+from models.encoder.cutting import coordinates, cut, grid_of, join
+from models.encoder.grid_2d_3d import Grid2D3D, Grid2D3DTokenizer
+from models.encoder.patch_resize import project_patches
 from models.encoder.patches import Patches
-from models.encoder.point_ops import farthest_point_sampling, nearest_neighbours
-from models.encoder.positions import BandPositions, PointPositions, PositionSettings, build_grid_positions
+from models.encoder.point_ops import farthest_point_sampling, nearest_neighbours, pointnet2_sampling
+from models.encoder.positions import (
+    BandPositions,
+    PointPositions,
+    PositionSettings,
+    WavePositions,
+    Waves,
+    build_grid_positions,
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,12 @@ class Groups:
     widths: tuple[int, int, int] = (128, 256, 512)
     """Of the PointNet that embeds a group: its two layers per point and the one after the group's maximum has joined.
     At Point-MAE's size it takes half of the compute; a narrow encoder should have narrow ones."""
+    sampling: Literal["farthest", "pointnet2"] = "farthest"
+    """How centres are chosen. farthest: the textbook's farthest points. pointnet2: as the CUDA operation of Point-MAE's
+    release, which passes over points near the origin: for its published weights."""
 
 
-TokenizerSettings = Grid | Bands | Groups
+TokenizerSettings = Grid | Bands | BandGroups | Groups | Grid2D3D
 
 
 class GridTokenizer(nn.Module):
@@ -68,6 +82,7 @@ class GridTokenizer(nn.Module):
     def __init__(self, patch: Sequence[int], num_channels: int, width: int) -> None:
         super().__init__()
         self.patch, self.num_channels = tuple(patch), num_channels
+        self.stored = self.patch  # the size of the kernel; `patch` may be another one, see flexible_patches
         self.num_values = math.prod(patch) * num_channels
         self.project = nn.Linear(self.num_values, width)
         nn.init.xavier_uniform_(self.project.weight)
@@ -75,17 +90,17 @@ class GridTokenizer(nn.Module):
 
     def patchify(self, x: Tensor, known: Tensor | None = None) -> Patches:
         """x B C (D) H W, known likewise -> Patches. Raises ValueError when the patch does not divide the size."""
-        grid = _grid_of(x.shape[2:], self.patch)
-        place = _coordinates(grid, x.device).expand(len(x), -1, -1)
-        return Patches(_cut(x, grid, self.patch), place, None if known is None else _cut(known, grid, self.patch), grid)
+        grid = grid_of(x.shape[2:], self.patch)
+        place = coordinates(grid, x.device).expand(len(x), -1, -1)
+        return Patches(cut(x, grid, self.patch), place, None if known is None else cut(known, grid, self.patch), grid)
 
     def unpatchify(self, values: Tensor, size: Sequence[int]) -> Tensor:
         """values B N P -> B C (D) H W of that size; the inverse of patchify."""
-        return _join(values, _grid_of(size, self.patch), self.patch, self.num_channels)
+        return join(values, grid_of(size, self.patch), self.patch, self.num_channels)
 
-    def embed(self, values: Tensor) -> Tensor:
-        """B N P -> B N E"""
-        return self.project(values)
+    def embed(self, values: Tensor, place: Tensor | None = None) -> Tensor:
+        """B N P -> B N E, wherever it is"""
+        return project_patches(values, self.project, self.stored, self.patch)
 
     def place_code(self, dim: int, positions: PositionSettings | None = None) -> nn.Module:
         """Fixed sines and cosines unless the settings say otherwise."""
@@ -98,6 +113,7 @@ class BandTokenizer(nn.Module):
     def __init__(self, patch: Sequence[int], num_channels: int, width: int) -> None:
         super().__init__()
         self.patch, self.num_channels = tuple(patch), num_channels
+        self.stored = self.patch  # the size of the kernel; `patch` may be another one, see flexible_patches
         self.num_values = math.prod(patch)
         self.project = nn.Linear(self.num_values, width)
         nn.init.xavier_uniform_(self.project.weight)
@@ -114,8 +130,8 @@ class BandTokenizer(nn.Module):
         """x B C H W with C = len(channels), known likewise -> Patches of C * n, band by band."""
         if x.shape[1] != len(self.channels):
             raise ValueError(f"found {x.shape[1]} bands, expected {len(self.channels)}.")
-        grid = _grid_of(x.shape[2:], self.patch)
-        yx = _coordinates(grid, x.device)                                   # n 2
+        grid = grid_of(x.shape[2:], self.patch)
+        yx = coordinates(grid, x.device)                                    # n 2
         band = torch.tensor(self.channels, device=x.device, dtype=yx.dtype)
         place = torch.cat([band.repeat_interleave(len(yx))[:, None], yx.repeat(len(band), 1)], 1)   # C*n 3
         return Patches(self._cut(x, grid), place.expand(len(x), -1, -1),
@@ -124,20 +140,20 @@ class BandTokenizer(nn.Module):
     def unpatchify(self, values: Tensor, size: Sequence[int]) -> Tensor:
         """values B C*n p*p -> B C H W"""
         batch = values.shape[0]
-        grid = _grid_of(size, self.patch)
-        joined = _join(values.reshape(batch * len(self.channels), -1, self.num_values), grid, self.patch, 1)
+        grid = grid_of(size, self.patch)
+        joined = join(values.reshape(batch * len(self.channels), math.prod(grid), -1), grid, self.patch, 1)
         return joined.reshape(batch, len(self.channels), *size)
 
-    def embed(self, values: Tensor) -> Tensor:
-        """B N P -> B N E"""
-        return self.project(values)
+    def embed(self, values: Tensor, place: Tensor | None = None) -> Tensor:
+        """B N P -> B N E, wherever it is"""
+        return project_patches(values, self.project, self.stored, self.patch)
 
     def place_code(self, dim: int, positions: PositionSettings | None = None) -> nn.Module:
         """A code of (y, x), sines and cosines unless the settings say otherwise, plus a learnt code per band."""
         return BandPositions(dim, self.num_channels, positions)
 
     def _cut(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
-        return _cut(x.reshape(-1, 1, *x.shape[2:]), grid, self.patch).reshape(len(x), -1, self.num_values)
+        return cut(x.reshape(-1, 1, *x.shape[2:]), grid, self.patch).reshape(len(x), -1, math.prod(self.patch))
 
 
 class GroupTokenizer(nn.Module):
@@ -146,6 +162,7 @@ class GroupTokenizer(nn.Module):
     def __init__(self, settings: Groups, width: int) -> None:
         super().__init__()
         self.num_groups, self.group_size = settings.num_groups, settings.group_size
+        self.sample = pointnet2_sampling if settings.sampling == "pointnet2" else farthest_point_sampling
         self.num_values = settings.group_size * 3
         first, second, third = settings.widths
         self.point = nn.ModuleList([nn.Linear(3, first), SyncedBatchNorm1d(first), nn.Linear(first, second)])
@@ -157,7 +174,7 @@ class GroupTokenizer(nn.Module):
         if x.shape[1] < max(self.num_groups, self.group_size):
             raise ValueError(f"found clouds of {x.shape[1]} points, expected at least num_groups {self.num_groups} and "
                              f"group_size {self.group_size}. Ingest more points per sample or make the groups smaller.")
-        centre = _gather_points(x, farthest_point_sampling(x, self.num_groups))       # B G 3
+        centre = _gather_points(x, self.sample(x, self.num_groups))        # B G 3
         index = nearest_neighbours(centre, x, self.group_size)                                      # B G k
         near = _gather_points(x, index.flatten(1)).reshape(*index.shape, 3)          # B G k 3
         return Patches((near - centre[:, :, None]).flatten(2), centre)
@@ -167,8 +184,8 @@ class GroupTokenizer(nn.Module):
         points = values.reshape(*values.shape[:2], self.group_size, 3) + place[:, :, None]
         return points.flatten(1, 2)
 
-    def embed(self, values: Tensor) -> Tensor:
-        """B N P -> B N E: a PointNet with one global-to-local step."""
+    def embed(self, values: Tensor, place: Tensor | None = None) -> Tensor:
+        """B N P -> B N E, wherever it is: a PointNet with one global-to-local step."""
         batch, count = values.shape[:2]
         x = values.reshape(-1, 3)                                            # B*N*k 3
         first, norm, second = self.point
@@ -179,14 +196,19 @@ class GroupTokenizer(nn.Module):
         return x.reshape(batch * count, self.group_size, -1).amax(1).reshape(batch, count, -1)
 
     def place_code(self, dim: int, positions: PositionSettings | None = None) -> nn.Module:
-        """A small network of the centre."""
+        """A small network of the centre; with `waves`, of its sines and cosines."""
+        if isinstance(positions, Waves):
+            return WavePositions(dim)
         if positions is not None:
             raise ValueError(f"positions {positions.kind} are for grids; groups of points take a network of their "
-                             "centres. Leave `positions` out.")
+                             "centres. Leave `positions` out, or take waves.")
         return PointPositions(dim)
 
 
-Tokenizer = GridTokenizer | BandTokenizer | GroupTokenizer
+Tokenizer = GridTokenizer | BandTokenizer | BandGroupTokenizer | GroupTokenizer | Grid2D3DTokenizer
+
+ByChannel = BandTokenizer | BandGroupTokenizer
+"""Those that know their channels one by one: data may have some of them, in any order (`read_channels`)."""
 
 
 def build_tokenizer(settings: TokenizerSettings, num_channels: int, width: int) -> Tokenizer:
@@ -196,38 +218,12 @@ def build_tokenizer(settings: TokenizerSettings, num_channels: int, width: int) 
             return GridTokenizer(settings.patch, num_channels, width)
         case Bands():
             return BandTokenizer(settings.patch, num_channels, width)
+        case BandGroups():
+            return BandGroupTokenizer(settings, num_channels, width)
         case Groups():
             return GroupTokenizer(settings, width)
-
-
-def _grid_of(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
-    if len(size) != len(patch) or any(s % p for s, p in zip(size, patch, strict=True)):
-        raise ValueError(f"patch {list(patch)} does not divide the size {list(size)}. Choose a size or a patch so that "
-                         "every axis is a whole number of patches.")
-    return tuple(s // p for s, p in zip(size, patch, strict=True))
-
-
-def _coordinates(grid: Sequence[int], device: torch.device) -> Tensor:
-    """N K float coordinates of the grid's cells, first axis slowest."""
-    axes = torch.meshgrid(*(torch.arange(n, device=device, dtype=torch.float32) for n in grid), indexing="ij")
-    return torch.stack([axis.flatten() for axis in axes], -1)
-
-
-def _cut(x: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
-    """B C *size -> B N (*patch C)"""
-    batch, channels = x.shape[:2]
-    split = x.reshape(batch, channels, *(n for pair in zip(grid, patch, strict=True) for n in pair))
-    axes = len(grid)
-    cells, inside = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-    return split.permute(0, *cells, *inside, 1).reshape(batch, math.prod(grid), -1)
-
-
-def _join(values: Tensor, grid: Sequence[int], patch: Sequence[int], channels: int) -> Tensor:
-    """B N (*patch C) -> B C *size"""
-    axes = len(grid)
-    split = values.reshape(len(values), *grid, *patch, channels)
-    order = [2 * axes + 1] + [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
-    return split.permute(0, *order).reshape(len(values), channels, *(g * p for g, p in zip(grid, patch, strict=True)))
+        case Grid2D3D():
+            return Grid2D3DTokenizer(settings, num_channels, width)
 
 
 def _gather_points(x: Tensor, index: Tensor) -> Tensor:

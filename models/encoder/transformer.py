@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.encoder.patches import Features, Mask, Patches, see_all, take_patches
+from models.encoder.patches import Features, Mask, Patches, see_all, take, take_patches
 from models.encoder.positions import PositionSettings
 from models.encoder.tokenizers import Grid, TokenizerSettings, build_tokenizer
 
@@ -30,7 +30,7 @@ class Shape:
     """Attention heads; they share the width equally."""
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
+        if self.num_heads < 1 or self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}.")
 
 
@@ -42,8 +42,9 @@ SIZES = {"tiny": Shape(192, 12, 3), "small": Shape(384, 12, 6), "base": Shape(76
 class EncoderSettings:
     """An encoder, as far as it does not follow from the data."""
 
+    kind: Literal["transformer"] = "transformer"
     tokenizer: TokenizerSettings = Grid()
-    """How samples are cut into patches: grid, bands or groups."""
+    """How samples are cut into patches: grid, bands, band_groups, groups."""
     size: Literal["tiny", "small", "base", "large"] | Shape = "base"
     """A named size (192, 384, 768, 1024 wide) or {width, depth, num_heads}."""
     class_token: bool = True
@@ -65,6 +66,9 @@ class EncoderSettings:
     """Bias in the projection to queries, keys and values (Point-MAE and MONAI have none)."""
     norm_eps: float = 1e-6
     """Added to the variance in every layer norm (Point-MAE and MONAI: 1e-5)."""
+    embed_hidden: bool = False
+    """Embed hidden patches too, then leave them out: batch norms in the tokenizer see them (Point-MAE's release). It
+    costs more; without batch norms it changes nothing."""
     last_norm: bool = True
     """Normalise after the last block. MAE's classifiers on the mean token do so after pooling, in the head."""
 
@@ -85,12 +89,20 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """x B V E, valid B V bool (which tokens may be looked at) -> B V E"""
-        batch, count, width = x.shape
-        q, k, v = self.qkv(x).reshape(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)   # B h V E/h each
-        looked_at = None if valid is None else valid[:, None, None]          # B 1 1 V
+        """x B V E, valid B V bool (which tokens may be looked at), or B V V (which by which, last axis looked at)
+        -> B V E"""
+        return self.attend(*self.queries_keys_values(x), valid)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x B V E -> B h V E/h each"""
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """B h V E/h each, valid as in forward, or numbers that are added to the logits -> B V E"""
+        looked_at = None if valid is None else valid[:, None, None] if valid.dim() == 2 else valid[:, None]  # B 1 1|V V
         y = scaled_dot_product_attention(q, k, v, attn_mask=looked_at)
-        return self.drop(self.proj(y.transpose(1, 2).reshape(batch, count, width)))
+        return self.drop(self.proj(y.transpose(1, 2).flatten(2)))
 
 
 class DropPath(nn.Module):
@@ -158,24 +170,48 @@ class Encoder(nn.Module):
             layers: blocks whose output is wanted too, counted from 0.
         """
         mask = see_all(patches) if mask is None else mask
-        seen = take_patches(patches, mask.visible)
-        x = self.tokenizer.embed(seen.values)                               # B V E
-        code = self.place_code(seen.place, seen.grid)                       # B V E
-        x, code, valid = self.with_class_token(x, code, mask.visible_valid)
+        x, code = self.embed(patches, mask.visible)
+        return self.encode(x, code, mask.visible_valid, layers)
+
+    def embed(self, patches: Patches, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and position codes, not added yet, of the patches at `index` B V: B V E each."""
+        seen = take_patches(patches, index)
+        if self.settings.embed_hidden:
+            x = take(self.tokenizer.embed(patches.values, patches.place), index)
+        else:
+            x = self.tokenizer.embed(seen.values, seen.place)               # B V E
+        return x, self.place_code(seen.place, seen.grid)
+
+    def encode(self, x: Tensor, code: Tensor, valid: Tensor | None = None, layers: Sequence[int] = ()) -> Features:
+        """Features of tokens that are embedded already: the seam for objectives that put tokens of their own beside
+        those of patches, or codes of their own in place of positions.
+
+        Args:
+            x: B V E, without a class token. code: B V E, not added yet.
+            valid: B V bool, which tokens are real; None when all are.
+        """
+        count = x.shape[1]
+        x, code, padded = self.with_class_token(x, code, valid)
+        x, outputs = self.transform(x, code, padded, layers)
+        first = x.shape[1] - count                                          # class token, and what adapters have added
+        tokens = x[:, first:]                                               # B V E
+        summary = x[:, 0] if self.class_token is not None else mean_of_valid(tokens, valid)
+        started = int(self.class_token is not None)
+        return Features(tokens, summary, outputs, valid, x[:, started:first] if first > started else None)
+
+    def transform(self, x: Tensor, code: Tensor, valid: Tensor | None = None,
+                  layers: Sequence[int] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Blocks and last norm. x B S E, code B S E, valid B S, or B S S (which token may look at which) -> B S E, and
+        one B S E per block in `layers`."""
         if not self.settings.place_every_block:
             x = x + code
         taps = {}
         for i, block in enumerate(self.blocks):
-            x = block(x + code if self.settings.place_every_block else x, valid)
+            x = block(x + _with_room(code, x.shape[1], self.class_token is not None)
+                      if self.settings.place_every_block else x, valid)
             if i in layers:
-                taps[i] = x                                                 # B (1)+V E
-        x = self.norm(x)
-        first = x.shape[1] - seen.values.shape[1]                           # class token, and what adapters have added
-        tokens = x[:, first:]                                               # B V E
-        summary = x[:, 0] if self.class_token is not None else mean_of_valid(tokens, mask.visible_valid)
-        started = int(self.class_token is not None)
-        return Features(tokens, summary, tuple(taps[i] for i in layers), mask.visible_valid,
-                        x[:, started:first] if first > started else None)
+                taps[i] = x
+        return self.norm(x), tuple(taps[i] for i in layers)
 
     def with_class_token(self, x: Tensor, code: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """x B V E, code B V E, valid B V -> the same with the class token in front. Without a position of its own, its
@@ -190,6 +226,15 @@ class Encoder(nn.Module):
         return x, code, None if valid is None else nn.functional.pad(valid, (1, 0), value=True)
 
 
+def _with_room(code: Tensor, count: int, class_token: bool) -> Tensor:
+    """code B S E -> B count E: zeros for what adapters have put between class token and patches."""
+    more = count - code.shape[1]
+    if not more:
+        return code
+    started = int(class_token)
+    return torch.cat([code[:, :started], code.new_zeros(len(code), more, code.shape[2]), code[:, started:]], 1)
+
+
 def mean_of_valid(tokens: Tensor, valid: Tensor | None) -> Tensor:
     """tokens B V E, valid B V -> B E"""
     if valid is None:
@@ -202,4 +247,5 @@ def init_linear(module: nn.Module) -> None:
     """Xavier for every Linear, as in MAE: with the usual small normal, deep masked encoders start too slowly."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.encoder.build import AnyEncoder
 from models.encoder.nearest import nearest_labels
 from models.encoder.patches import Features, Patches
-from models.encoder.transformer import Encoder, mean_of_valid
+from models.encoder.transformer import mean_of_valid
 from models.heads.predict_sample import PredictSample, SampleHead
 from models.heads.task_loss import TaskLoss
 
@@ -62,7 +63,7 @@ class PredictByNeighbours(nn.Module):
 class Tuned(nn.Module):
     """Patchify, encode, head."""
 
-    def __init__(self, encoder: Encoder, head: PredictSample | PredictByNeighbours, loss: TaskLoss) -> None:
+    def __init__(self, encoder: AnyEncoder, head: PredictSample | PredictByNeighbours, loss: TaskLoss) -> None:
         super().__init__()
         self.encoder, self.head, self.loss = encoder, head, loss
 

@@ -45,7 +45,7 @@ class DecoderSettings:
     """Added to the variance in every layer norm."""
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
+        if self.num_heads < 1 or self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}.")
 
 
@@ -84,24 +84,33 @@ class TransformerDecoder(nn.Module):
 
     def sequence(self, features: Features, patches: Patches, mask: Mask) -> Tensor:
         """-> B (1)+V+H D before the last norm."""
-        batch, num_hidden = mask.hidden.shape
-        every = take(patches.place, torch.cat([mask.visible, mask.hidden], 1))
-        code = self.place_code(every, patches.grid)                         # B V+H D
-        x = torch.cat([self.embed(features.tokens), self.mask_token.expand(batch, num_hidden, -1)], 1)
-        valid = _both_valid(mask)
-        if self.has_class_token:
-            x = torch.cat([self.embed(features.summary)[:, None], x], 1)     # B 1+V+H D
-            code = (nn.functional.pad(code, (0, 0, 1, 0)) if self.class_position is None
-                    else torch.cat([self.class_position.expand(batch, -1, -1), code], 1))
-            valid = None if valid is None else nn.functional.pad(valid, (1, 0), value=True)
+        return self.run(*self.begin(features, patches, mask))
+
+    def run(self, x: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
+        """The blocks: tokens B S D and codes B S D, not added yet, valid B S -> B S D before the last norm."""
         if not self.settings.place_every_block:
             x = x + code
         for block in self.blocks:
             x = block(x + code if self.settings.place_every_block else x, valid)
         return x
 
+    def begin(self, features: Features, patches: Patches, mask: Mask) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the blocks are given: tokens B (1)+V+H D, their position codes, not added yet, and B (1)+V+H bool,
+        which of them are real; None when all are."""
+        batch, num_hidden = mask.hidden.shape
+        every = take(patches.place, torch.cat([mask.visible, mask.hidden], 1))
+        code = self.place_code(every, patches.grid)                         # B V+H D
+        x = torch.cat([self.embed(features.tokens), self.mask_token.expand(batch, num_hidden, -1)], 1)
+        valid = both_valid(mask)
+        if self.has_class_token:
+            x = torch.cat([self.embed(features.summary)[:, None], x], 1)     # B 1+V+H D
+            code = (nn.functional.pad(code, (0, 0, 1, 0)) if self.class_position is None
+                    else torch.cat([self.class_position.expand(batch, -1, -1), code], 1))
+            valid = None if valid is None else nn.functional.pad(valid, (1, 0), value=True)
+        return x, code, valid
 
-def _both_valid(mask: Mask) -> Tensor | None:
+
+def both_valid(mask: Mask) -> Tensor | None:
     """B V+H bool, or None when every token is real."""
     if mask.visible_valid is None and mask.hidden_valid is None:
         return None

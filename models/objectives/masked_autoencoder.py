@@ -12,12 +12,15 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from models.encoder.chance import Chance
-from models.encoder.masking import ChannelMasking, Masking, RandomMasking, with_all_channels
+from models.encoder.masking import Masking, RandomMasking, check_masking, with_all_channels
 from models.encoder.patches import Mask, Patches
-from models.encoder.tokenizers import Bands, Groups
 from models.encoder.transformer import Encoder, EncoderSettings
 from models.objectives.decoders import DecoderSettings, TransformerDecoder
-from models.objectives.readouts import ChamferReadout, PixelReadout, ReadoutSettings, build_readout
+from models.objectives.hierarchical_decoder import HierarchicalDecoder, HierarchicalDecoderSettings
+from models.objectives.readouts import PixelReadout, ReadoutSettings, build_readout, check_readout
+
+AnyDecoderSettings = DecoderSettings | HierarchicalDecoderSettings
+AnyDecoder = TransformerDecoder | HierarchicalDecoder
 
 
 @dataclass(frozen=True)
@@ -26,21 +29,18 @@ class MaskedAutoencoderSettings:
 
     kind: Literal["masked_autoencoder"] = "masked_autoencoder"
     masking: Masking = field(default_factory=RandomMasking)
-    """Which patches are hidden: random, block or channels."""
-    decoder: DecoderSettings = field(default_factory=DecoderSettings)
-    """What stands between features and prediction."""
+    """Which patches are hidden: random, block, channels, consistent, colour_noise or cells."""
+    decoder: AnyDecoderSettings = field(default_factory=DecoderSettings)
+    """What stands between features and prediction: transformer (MAE) or hierarchical (Hi-End-MAE)."""
     readout: ReadoutSettings = field(default_factory=PixelReadout)
-    """What is predicted: pixels or chamfer."""
+    """What is predicted: pixels, group_pixels or chamfer."""
 
     def fits(self, encoder: EncoderSettings) -> None:
         """Raises ValueError for combinations that mean nothing."""
-        points = isinstance(encoder.tokenizer, Groups)
-        if points != isinstance(self.readout, ChamferReadout):
-            raise ValueError(f"readout {self.readout.kind} does not fit tokenizer {encoder.tokenizer.kind}: "
-                             "groups of points take chamfer, grids and bands take pixels.")
-        if isinstance(self.masking, ChannelMasking) and not isinstance(encoder.tokenizer, Bands):
-            raise ValueError("masking channels needs one token per band (tokenizer bands), "
-                             f"found {encoder.tokenizer.kind}.")
+        check_readout(self.readout, encoder.tokenizer)
+        check_masking(self.masking, encoder.tokenizer)
+        if isinstance(self.decoder, HierarchicalDecoderSettings):
+            self.decoder.fits(encoder)
 
 
 class Reconstruction(NamedTuple):
@@ -50,6 +50,10 @@ class Reconstruction(NamedTuple):
     mask: Mask
     predicted: Tensor
     """B H P, in the input's units."""
+    cut_from: tuple[Tensor, Tensor | None] | None = None
+    """x and known that the patches were cut from, where these are not the input but a smaller copy of it."""
+    finest: Tensor | None = None
+    """B C H W in the input's units: a prediction of the whole input, where there is one beside the patches'."""
 
 
 class MaskedAutoencoder(nn.Module):
@@ -60,7 +64,7 @@ class MaskedAutoencoder(nn.Module):
         settings.fits(encoder.settings)
         self.encoder = encoder
         self.masking = settings.masking
-        self.decoder = TransformerDecoder(settings.decoder, encoder)
+        self.decoder = build_decoder(settings.decoder, encoder)
         self.readout = build_readout(settings.readout, settings.decoder.width, encoder)
 
     def forward(self, x: Tensor, known: Tensor | None, chance: Chance) -> dict[str, Tensor]:
@@ -79,3 +83,12 @@ class MaskedAutoencoder(nn.Module):
         features = self.encoder(patches, mask, self.decoder.taps)
         decoded = self.decoder(features, patches, mask, self.readout.reads_everything)
         return Reconstruction(patches, mask, self.readout.predict(decoded, patches, mask))
+
+
+def build_decoder(settings: AnyDecoderSettings, encoder: Encoder) -> AnyDecoder:
+    """The module that these settings describe, behind this encoder."""
+    match settings:
+        case DecoderSettings():
+            return TransformerDecoder(settings, encoder)
+        case HierarchicalDecoderSettings():
+            return HierarchicalDecoder(settings, encoder)

@@ -4,10 +4,36 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from models.published import mae
+from models.published import (
+    channelvit,
+    hi_end_mae,
+    lora,
+    mae,
+    monai_vit,
+    point_cmae,
+    point_mae,
+    satmae,
+    svd,
+    swin_unetr,
+    uni4eye,
+    vpt,
+)
 from models.published.translation import CannotImport, Published, Translation
 
-FAMILIES: dict[str, ModuleType] = {"mae": mae}
+FAMILIES: dict[str, ModuleType] = {
+    "channelvit": channelvit,
+    "satmae": satmae,
+    "hi_end_mae": hi_end_mae,
+    "vpt": vpt,
+    "svd": svd,
+    "lora": lora,
+    "monai_vit": monai_vit,
+    "uni4eye": uni4eye,
+    "mae": mae,
+    "point_cmae": point_cmae,
+    "point_mae": point_mae,
+    "swin_unetr": swin_unetr,
+}
 """Name -> module with FAMILY, LICENCE, recognise(file) -> bool, translate(file) -> Translation. Narrow ones first."""
 
 

@@ -22,7 +22,7 @@ from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.heads.predict_sample import PredictSample, SampleHead
 from models.objectives.decoders import DecoderSettings, TransformerDecoder
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
-from models.objectives.readouts import PixelReadout
+from models.objectives.readouts import PixelReadout, Pixels
 from models.published.translation import TIMM_BLOCK, CannotImport, Channels, Published, Reader, Translation
 
 FAMILY = "mae"
@@ -62,7 +62,8 @@ def translate(file: Published) -> Translation:
     table = Table(grid=grid, learnt=read.has("head.weight"))  # fixed while pretraining, trained while fine-tuning
     settings: dict[str, object] = {"encoder": EncoderSettings(
         tokenizer=Grid(patch=(patch, patch)), size=Shape(width, depth, heads), positions=table,
-        class_position=has_class_position, mlp_width=read.shape("blocks.0.mlp.fc1.weight")[0], last_norm=last_norm)}
+        class_position=has_class_position, mlp_width=read.shape("blocks.0.mlp.fc1.weight")[0],
+        qkv_bias=read.has("blocks.0.attn.qkv.bias"), last_norm=last_norm)}
     if read.has("decoder_embed.weight"):
         settings["objective"] = _decoder(read, grid)
     if read.has("head.weight"):
@@ -86,7 +87,8 @@ def _decoder(read: Reader, grid: tuple[int, int]) -> MaskedAutoencoderSettings:
         masking=RandomMasking(ratio=float(read.file.args.get("mask_ratio", 0.75))),
         decoder=DecoderSettings(width=width, depth=depth, num_heads=heads, positions=Table(grid=grid, learnt=False),
                                 class_position=has_class_position,
-                                mlp_width=read.shape("decoder_blocks.0.mlp.fc1.weight")[0]),
+                                mlp_width=read.shape("decoder_blocks.0.mlp.fc1.weight")[0],
+                                qkv_bias=read.has("decoder_blocks.0.attn.qkv.bias")),
         readout=PixelReadout(normalise_patch=bool(read.file.args.get("norm_pix_loss", True))))
 
 
@@ -113,20 +115,18 @@ def export(encoder: Encoder, size: Sequence[int], objective: MaskedAutoencoder |
     """Our weights under MAE's names: the inverse of `translate`, bit for bit. Positions are written out for `size`.
 
     Raises:
-        CannotImport: MAE has no place for what this encoder does.
+        CannotImport: MAE has no place for what this encoder, objective or head does.
     """
-    settings, tokenizer = encoder.settings, encoder.tokenizer
-    if (not isinstance(tokenizer, GridTokenizer) or len(tokenizer.patch) != 2 or encoder.class_token is None
-            or settings.place_every_block or not settings.qkv_bias or settings.norm_eps != 1e-6):
-        raise CannotImport("MAE's layout holds encoders with a 2-D grid, a class token, positions added once, biases "
-                           f"and norms with 1e-6; found {settings}. Export this one with another --family.")
+    tokenizer = _check_layout(encoder, objective, head)
+    assert encoder.class_token is not None, "_check_layout has looked"
     patch = tokenizer.patch
     out = {"cls_token": encoder.class_token, "pos_embed": _positions(encoder, encoder, size),
            "patch_embed.proj.weight": linear_to_kernel(tokenizer.project.weight, patch, tokenizer.num_channels),
            "patch_embed.proj.bias": tokenizer.project.bias, **blocks_back(encoder.blocks, "blocks")}
-    if settings.last_norm:
+    if encoder.settings.last_norm:
         out |= layer_back(encoder.norm, "norm")
-    if objective is not None and isinstance(objective.decoder, TransformerDecoder):
+    if (objective is not None and isinstance(objective.decoder, TransformerDecoder)
+            and isinstance(objective.readout, Pixels)):
         decoder = objective.decoder
         out |= {"mask_token": decoder.mask_token, "decoder_pos_embed": _positions(decoder, encoder, size),
                 **layer_back(decoder.embed, "decoder_embed"), **blocks_back(decoder.blocks, "decoder_blocks"),
@@ -136,6 +136,31 @@ def export(encoder: Encoder, size: Sequence[int], objective: MaskedAutoencoder |
         if isinstance(head.norm, nn.LayerNorm):
             out |= layer_back(head.norm, "fc_norm")
     return {name: value.detach().clone().contiguous() for name, value in out.items()}
+
+
+def _check_layout(encoder: Encoder, objective: MaskedAutoencoder | None, head: PredictSample | None) -> GridTokenizer:
+    settings, tokenizer = encoder.settings, encoder.tokenizer
+    if (not isinstance(tokenizer, GridTokenizer) or len(tokenizer.patch) != 2 or encoder.class_token is None
+            or settings.place_every_block or not settings.qkv_bias or settings.norm_eps != 1e-6
+            or not (settings.last_norm or head)):
+        raise CannotImport("MAE's layout holds encoders with a 2-D grid, a class token, positions added once, biases "
+                           "and norms with 1e-6, the last of them in the encoder or before a classifier; found "
+                           f"{settings}. Export this one with another --family.")
+    decoder = None if objective is None else objective.decoder
+    if isinstance(decoder, TransformerDecoder) and (
+            not decoder.settings.project or decoder.settings.place_every_block or not decoder.settings.qkv_bias
+            or decoder.settings.norm_eps != 1e-6):
+        raise CannotImport("MAE's layout holds decoders with a layer before them, positions added once, biases and "
+                           f"norms with 1e-6; found {decoder.settings}. Export the encoder alone.")
+    if head is not None:
+        of_head = head.settings
+        kinds = {("mean", "layer", 1e-6, False), ("summary", "none", of_head.norm_eps, True)}
+        if ((of_head.pool, of_head.norm, of_head.norm_eps, settings.last_norm) not in kinds or of_head.hidden
+                or of_head.layers or of_head.batch_norm or of_head.activation != "none"):
+            raise CannotImport("MAE's layout holds classifiers of one layer: on the mean token with a norm of its own "
+                               "(norm_eps: 1e-6) behind an encoder with last_norm: false, or on the class token "
+                               f"without one (norm: none); found {of_head}. Export the encoder alone.")
+    return tokenizer
 
 
 def _positions(coder: Encoder | TransformerDecoder, encoder: Encoder, size: Sequence[int]) -> Tensor:

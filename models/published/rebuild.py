@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from models.encoder.transformer import Encoder
+from models.adapters.adapter import add_adapter
+from models.adapters.loose import build_loose
+from models.encoder.build import build_encoder
 from models.heads.predict_sample import PredictSample
 from models.objectives.objective import build_objective
 from models.published.translation import CannotImport, Translation
@@ -16,14 +19,18 @@ class Rebuilt(NamedTuple):
     """What a file holds, ready to run, in eval mode."""
 
     encoder: Any
-    """Encoder, or another module with the same forward."""
+    """A transformer or a Swin encoder, with its adapter where the file has one; None where `loose` is all there is."""
     objective: Any = None
     """The objective that pretrained it, where the file has the decoder."""
     head: Any = None
     """The classifier, where the file has one."""
+    loose: Any = None
+    """Adapter weights without the model they belong to: layers or prompts by name."""
 
     def parts(self) -> dict[str, nn.Module]:
-        """Modules by the name of the part of a checkpoint: encoder, the objective's other children, head."""
+        """Modules by the name of the part of a checkpoint: encoder, the objective's other children, head; or loose."""
+        if self.loose is not None:
+            return {"loose": self.loose}
         out = {"encoder": self.encoder}
         if self.objective is not None:
             out |= {name: child for name, child in self.objective.named_children() if name != "encoder"}
@@ -37,14 +44,18 @@ def build(settings: dict[str, Any], num_channels: int, num_outputs: int = 0) -> 
         settings: settings objects by part, as in Translation.
         num_outputs: of the head.
     """
-    encoder = Encoder(settings["encoder"], num_channels)
+    if "loose" in settings:
+        return Rebuilt(None, loose=build_loose(settings["loose"]))
+    encoder = build_encoder(settings["encoder"], num_channels)
+    if "adapter" in settings:
+        add_adapter(encoder, settings["adapter"])
     objective = build_objective(settings["objective"], encoder) if "objective" in settings else None
     head = PredictSample(settings["head"], encoder.width, num_outputs) if "head" in settings else None
     return Rebuilt(encoder, objective, head)
 
 
 def rebuild(found: Translation, may_miss: tuple[str, ...] = ()) -> Rebuilt:
-    """Build and fill. Every weight of the encoder must come from the file, or be named in `may_miss`.
+    """Build and fill. Every weight must come from the file, or be named in `may_miss`, where `*` stands for anything.
 
     Raises:
         CannotImport: a weight is missing, has another shape, or belongs to nothing.
@@ -54,7 +65,8 @@ def rebuild(found: Translation, may_miss: tuple[str, ...] = ()) -> Rebuilt:
     for part, module in made.parts().items():
         own, weights = module.state_dict(), found.weights.get(part, {})
         faults += [f"{part}.{name}: found none, expected {tuple(own[name].shape)}"
-                   for name in own if name not in weights and f"{part}.{name}" not in may_miss]
+                   for name in own if name not in weights and not any(fnmatchcase(f"{part}.{name}", pattern)
+                                                                      for pattern in may_miss)]
         faults += [f"{part}.{name}: found {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
                    for name in own if name in weights and weights[name].shape != own[name].shape]
         faults += [f"{part}.{name}: found, expected nothing of this name" for name in weights if name not in own]

@@ -51,6 +51,10 @@ class Channels:
     """Subtracted per channel; empty: 0."""
     std: tuple[float, ...] = ()
     """Divided by per channel; empty: 1."""
+    low: tuple[float, ...] = ()
+    """Values are clipped to [low, high] first; empty: 0."""
+    high: tuple[float, ...] = ()
+    """Upper end of the clip range; empty: 1."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,10 @@ class Reader:
             self.move(f"{theirs}.{name}", part, f"{ours}.{name}")
 
     def move_blocks(self, theirs: str, part: str, ours: str = "blocks",
-                    table: Mapping[str, str] = TIMM_BLOCK) -> int:
-        """All blocks `theirs`.0, .1 ...; returns how many there were."""
-        depth = self.count(theirs)
+                    table: Mapping[str, str] = TIMM_BLOCK, depth: int | None = None) -> int:
+        """All blocks `theirs`.0, .1 ..., or the first `depth` where other things are numbered on behind them; returns
+        how many there were."""
+        depth = self.count(theirs) if depth is None else depth
         for i in range(depth):
             for name, own in table.items():
                 self.move_layer(f"{theirs}.{i}.{name}", part, f"{ours}.{i}.{own}")
@@ -154,10 +159,13 @@ class Reader:
         return iter([name for name in self.file.tensors if name not in self.names and name not in self.dropped])
 
     def setting(self, name: str, meaning: str, preset: Any = None) -> Any:
-        """Something that weights do not tell: what the user gave, else the preset, else a refusal that says what to
-        give."""
+        """Something that weights do not tell: what the user gave, else what the file's own command line has under this
+        name, else the preset, else a refusal that says what to give."""
         if name in self.file.given:
             return self.file.given[name]
+        if self.file.args.get(name) is not None:
+            self.notes.append(f"{name} = {self.file.args[name]}: of the file's own args.")
+            return self.file.args[name]
         if preset is None:
             raise CannotImport(f"weights do not tell {meaning}, and no published model has this size. "
                                f"Give it: --set {name}=...")

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from domains import contract as contracts
-from domains.contract import Channel, Contract, ContractMismatch, adopt, enforce
+from domains.contract import Channel, Contract, ContractMismatch, adopt, enforce, to_agree_with
 from domains.sample import Task
 
 
@@ -70,3 +70,14 @@ def test_every_difference_is_said_at_once():
 def test_a_contract_of_another_format_is_refused():
     with pytest.raises(ValueError, match="found version 99, expected 1"):
         contracts.from_dict({"format_version": 99})
+
+
+def test_only_an_encoder_of_images_and_volumes_goes_on_with_the_other_of_the_two():
+    films = Contract("medical", "xray", (Channel("grey", "grey 0-255"),), "uint8", (64, 64))
+    volumes = Contract("medical", "ct", (Channel("HU", "HU"),), "int16", (32, 32, 32), spacing=(2.0, 2.0, 2.0))
+    expected, said = to_agree_with(volumes, films, images_and_volumes=True)
+    assert expected == volumes and "weights of xray go on with ct" in said[0]
+    assert enforce(volumes, expected) == []
+    assert to_agree_with(volumes, films) == (films, [])
+    assert to_agree_with(dataclasses.replace(films, size=(32, 32)), films, images_and_volumes=True) == (films, [])
+    assert to_agree_with(bands("B2"), volumes, images_and_volumes=True) == (volumes, [])

@@ -51,6 +51,20 @@ def xray(tmp_path: Path) -> tuple[list[Path], Path]:
     return files, tmp_path / "checkpoint"
 
 
+def test_merged_tokens_and_other_patch_sizes_give_other_answers_which_are_told_apart(
+        xray: tuple[list[Path], Path], tmp_path: Path) -> None:
+    files, checkpoint = xray
+    plain = prediction.predict(checkpoint, files, limits=ONE)
+    assert prediction.predict(checkpoint, files, limits=ONE, edits=native.Edits(merge_tokens=0)) == plain
+    for edits in (native.Edits(merge_tokens=1), native.Edits(patch=(4, 4)), native.Edits(1, (4, 4))):
+        other = prediction.predict(checkpoint, files, limits=ONE, edits=edits)
+        assert [one["status"] for one in other] == ["done"] * 3
+        assert all(one["probabilities"] != two["probabilities"] for one, two in zip(plain, other, strict=True))
+        assert other[0]["checkpoint"] != plain[0]["checkpoint"], "what was done without is done again with it"
+    with pytest.raises(ValueError, match=r"found \[5, 5\], expected 2 sizes that divide the samples' \[16, 16\]"):
+        prediction.predict(checkpoint, files, limits=ONE, edits=native.Edits(patch=(5, 5)))
+
+
 def _table(folder: Path) -> list[dict[str, str]]:
     with (folder / prediction.TABLE).open(newline="") as file:
         return list(csv.DictReader(file))

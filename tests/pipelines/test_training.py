@@ -33,11 +33,13 @@ def test_the_same_seed_gives_the_same_weights(tmp_path, kind):
     assert train_directly(folder, kind, 4, 1, None, None) == train_directly(folder, kind, 4, 1, None, None)
 
 
-def test_a_killed_run_that_resumes_ends_with_the_weights_of_one_that_was_not(tmp_path):
+@pytest.mark.parametrize("optimiser", ["adamw", pytest.param("adan", marks=pytest.mark.slow)])
+def test_a_killed_run_that_resumes_ends_with_the_weights_of_one_that_was_not(tmp_path, optimiser):
     folder = prepare(tmp_path / "data")
     steps = 400
-    whole = program(str(folder), "--steps", str(steps))
-    killed = program(str(folder), "--steps", str(steps), "--resume", str(tmp_path / "resume.pt"))
+    asked = (str(folder), "--steps", str(steps), "--optimiser", optimiser)
+    whole = program(*asked)
+    killed = program(*asked, "--resume", str(tmp_path / "resume.pt"))
     deadline = time.monotonic() + 120
     while not (tmp_path / "resume.pt").exists() and time.monotonic() < deadline and killed.poll() is None:
         time.sleep(0.02)
@@ -45,7 +47,7 @@ def test_a_killed_run_that_resumes_ends_with_the_weights_of_one_that_was_not(tmp
     assert killed.wait() == -signal.SIGKILL, "it had ended before it was killed; make the run longer"
     left = torch.load(tmp_path / "resume.pt", weights_only=True)
     assert 0 < left["step"] < steps
-    resumed = program(str(folder), "--steps", str(steps), "--resume", str(tmp_path / "resume.pt"))
+    resumed = program(*asked, "--resume", str(tmp_path / "resume.pt"))
     assert resumed.communicate(timeout=300)[0].split()[-1] == whole.communicate(timeout=300)[0].split()[-1]
 
 

@@ -46,3 +46,15 @@ def test_numbers_are_uniform_and_uncorrelated():
 def test_keys_do_not_collide_for_swapped_parts():
     keys = {key_of(a, b) for a in range(50) for b in range(50)}
     assert len(keys) == 2500
+
+
+def test_branches_are_chances_of_their_own_and_functions_of_their_number() -> None:
+    ids = torch.arange(500)
+    chance = chance_of(0, 3, 0, ids, 0 * ids)
+    draws = [chance.uniform(16, 11), chance.branch(1).uniform(16, 11), chance.branch(2).uniform(16, 11)]
+    for i, one in enumerate(draws):
+        for other in draws[i + 1:]:
+            assert abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])) < 0.05
+    assert torch.equal(chance.branch(1).uniform(16, 11), draws[1])
+    shared = {chance.shared_uniform(1), chance.branch(1).shared_uniform(1), chance.branch(2).shared_uniform(1)}
+    assert len(shared) == 3

@@ -4,10 +4,19 @@ import pytest
 import torch
 
 from models.encoder.chance import Chance, chance_of
-from models.encoder.masking import BlockMasking, ChannelMasking, RandomMasking
+from models.encoder.masking import (
+    BlockMasking,
+    CellMasking,
+    ChannelMasking,
+    ColourNoiseMasking,
+    ConsistentMasking,
+    RandomMasking,
+)
 from models.encoder.patches import Patches
 
-MASKINGS = [RandomMasking(ratio=0.75), RandomMasking(ratio=0.9), BlockMasking(ratio=0.6), ChannelMasking(ratio=0.5)]
+MASKINGS = [RandomMasking(ratio=0.75), RandomMasking(ratio=0.9), BlockMasking(ratio=0.6), ChannelMasking(ratio=0.5),
+            ConsistentMasking(ratio=0.75), *(ColourNoiseMasking(ratio=0.75, colour=colour, per_band=True)
+                                             for colour in ("red", "green", "blue", "purple"))]
 
 
 def chance(step: int = 0, batch: int = 6) -> Chance:
@@ -34,10 +43,12 @@ def valid(index: torch.Tensor, flags: torch.Tensor | None, sample: int) -> list[
     return (row if flags is None else row[flags[sample]]).tolist()
 
 
-@pytest.mark.parametrize("masking", MASKINGS, ids=lambda m: f"{m.kind}-{m.ratio}")
+@pytest.mark.parametrize(("masking", "grid"), [
+    *((masking, grid) for masking in MASKINGS for grid in (None, (4, 4, 4))),
+    *((CellMasking(ratio=ratio, cell=cell), (4, 4, 4)) for ratio in (0.5, 0.9) for cell in ((2, 2), (3, 2, 1)))])
 @pytest.mark.parametrize("known", [False, True])
-def test_visible_hidden_and_dropped_are_disjoint_and_cover_all(masking, known):
-    cut = patches(known)
+def test_visible_hidden_and_dropped_are_disjoint_and_cover_all(masking, known, grid):
+    cut = patches(known)._replace(grid=grid)
     for step in range(8):
         mask = masking(cut, chance(step))
         for sample in range(6):
@@ -103,6 +114,39 @@ def test_a_band_that_a_sample_lacks_is_never_chosen():
         assert 1 not in cut.place[0, seen, 0].tolist() and seen
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_consistent_mask_hides_the_same_positions_in_every_band(known):
+    cut = patches(known)
+    chosen = set()
+    for step in range(8):
+        mask = ConsistentMasking(ratio=0.75)(cut, chance(step))
+        for sample in range(6):
+            seen, asked = (sorted({tuple(cell) for cell in cut.place[sample, index, 1:].tolist()}) for index in (
+                valid(mask.visible, mask.visible_valid, sample), valid(mask.hidden, mask.hidden_valid, sample)))
+            assert not set(seen) & set(asked)
+            usable = cut.place[sample] if cut.known is None else cut.place[sample, cut.usable()[sample]]
+            positions = len({tuple(cell) for cell in usable[:, 1:].tolist()})
+            assert len(seen) == max(int(positions * 0.25), 1) and len(seen) + len(asked) == positions
+            chosen.add(tuple(seen))
+    assert len(chosen) > 20
+
+
+def test_a_consistent_mask_keeps_the_places_with_the_smallest_numbers():
+    """The release's rule: one number per place, the smallest are kept in every group."""
+    cut = patches(known=False)
+
+    class Given:
+        noise = torch.rand(6, 16)
+
+        def uniform(self, n, stream):
+            return self.noise[:, :n]
+
+    mask = ConsistentMasking(ratio=0.7)(cut, Given())
+    kept = Given.noise.argsort(1)[:, :4].sort(1).values                      # floor(16 * 0.3)
+    expected = torch.cat([kept + 16 * band for band in range(4)], 1)
+    assert torch.equal(mask.visible, expected) and mask.visible_valid is None
+
+
 def test_a_mask_is_a_function_of_its_chance():
     cut = patches(known=False)
     one, same, other = (RandomMasking()(cut, chance(step)) for step in (3, 3, 4))
@@ -113,3 +157,14 @@ def test_a_mask_is_a_function_of_its_chance():
 def test_a_ratio_that_is_no_share_is_refused(ratio):
     with pytest.raises(ValueError, match="between 0 and 1"):
         RandomMasking(ratio=ratio)
+
+
+@pytest.mark.parametrize("kind", [RandomMasking, BlockMasking])
+@pytest.mark.parametrize(("count", "ratio", "up", "down"), [(64, 0.6, 39, 38), (16, 0.6, 10, 9), (10, 0.5, 5, 5),
+                                                            (128, 0.6, 77, 76), (8, 0.1, 1, 1), (9, 0.99, 8, 8)])
+def test_a_share_that_is_no_whole_number_is_rounded_as_asked(kind, count, ratio, up, down):
+    for known in (None, torch.ones(2, count, 1, dtype=torch.bool)):
+        cut = Patches(torch.zeros(2, count, 1), torch.rand(2, count, 3), known)
+        for rounding, expected in (("up", up), ("down", down)):
+            mask = kind(ratio=ratio, round_hidden=rounding)(cut, chance(batch=2))
+            assert mask.hidden.shape == (2, expected) and mask.visible.shape == (2, count - expected)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoder.point_ops import chamfer_l2, farthest_point_sampling, nearest_neighbours
+from models.encoder.point_ops import (
+    chamfer_l1,
+    chamfer_l2,
+    farthest_point_sampling,
+    nearest_neighbours,
+    pointnet2_sampling,
+)
 
 
 def cloud(batch: int, num: int, seed: int = 0) -> torch.Tensor:
@@ -20,6 +26,35 @@ def brute_force_farthest(points: np.ndarray, num: int, start: int) -> list[int]:
         gaps[chosen] = -1
         chosen.append(int(gaps.argmax()))
     return chosen
+
+
+def simulated_kernel(points: np.ndarray, num: int) -> list[int]:
+    """What the threads of the CUDA operation do, one after the other."""
+    count = len(points)
+    threads = min(1 << (count.bit_length() - 1), 512)
+    x, y, z = points.T
+    near_origin = x * x + y * y + z * z <= np.float32(1e-3)
+    nearest, chosen = np.full(count, 1e10, np.float32), [0]
+    while len(chosen) < num:
+        dx, dy, dz = (points - points[chosen[-1]]).T
+        best, index = [np.float32(-1)] * threads, [0] * threads
+        for i in np.flatnonzero(~near_origin):
+            nearest[i] = min(nearest[i], dx[i] * dx[i] + dy[i] * dy[i] + dz[i] * dz[i])
+            if nearest[i] > best[i % threads]:
+                best[i % threads], index[i % threads] = nearest[i], int(i)
+        half = threads // 2
+        while half:
+            for low in range(half):
+                if best[low + half] > best[low]:
+                    best[low], index[low] = best[low + half], index[low + half]
+            half //= 2
+        chosen.append(index[0])
+    return chosen
+
+
+def brute_force_roots(pred: np.ndarray, target: np.ndarray) -> float:
+    gaps = ((pred[:, None].astype(np.float64) - target[None].astype(np.float64)) ** 2).sum(-1) ** 0.5
+    return float(gaps.min(1).mean() + gaps.min(0).mean()) / 2
 
 
 def brute_force_chamfer(pred: np.ndarray, target: np.ndarray) -> float:
@@ -101,3 +136,58 @@ def test_chamfer_is_computed_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = chamfer_l2(pred, target)
     torch.testing.assert_close(found, chamfer_l2(pred, target), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("available", "num"), [(1, 1), (2, 2), (33, 33), (64, 17), (300, 64), (1024, 32)])
+def test_both_rules_equal_brute_force_at_every_size(available: int, num: int) -> None:
+    points = cloud(2, available, available)
+    assert farthest_point_sampling(points, num).tolist() == [
+        brute_force_farthest(sample.numpy(), num, 0) for sample in points]
+    assert pointnet2_sampling(points, num).tolist() == [simulated_kernel(sample.numpy(), num) for sample in points]
+
+
+@pytest.mark.parametrize("available", [17, 100, 600])
+def test_ties_and_duplicates_go_as_the_threads_of_the_release_decide(available: int) -> None:
+    lattice = torch.randint(1, 4, (2, available, 3), generator=torch.Generator().manual_seed(available)).float()
+    found = pointnet2_sampling(lattice, 16)
+    assert found.tolist() == [simulated_kernel(sample.numpy(), 16) for sample in lattice]
+    assert not torch.equal(found, farthest_point_sampling(lattice, 16))
+
+
+def test_the_release_passes_over_points_near_the_origin_and_the_textbook_does_not() -> None:
+    points = cloud(1, 64)
+    points[0, 1:] = torch.nn.functional.normalize(points[0, 1:], dim=-1)
+    points[0, 5::9] *= 0.01
+    chosen = pointnet2_sampling(points, 40)[0]
+    assert not {*range(5, 64, 9)} & set(chosen[1:].tolist())
+    assert {*range(5, 64, 9)} & set(farthest_point_sampling(points, 40)[0].tolist())
+    assert chosen.tolist() == simulated_kernel(points[0].numpy(), 40)
+
+
+def test_a_cloud_wholly_at_the_origin_gives_its_first_point_again_and_again() -> None:
+    assert pointnet2_sampling(torch.zeros(2, 20, 3), 4).tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("centres", "available", "num"), [(1, 1, 1), (5, 9, 9), (16, 256, 12), (64, 1024, 32)])
+def test_neighbours_equal_brute_force_at_every_size(centres: int, available: int, num: int) -> None:
+    points = cloud(2, available, available)
+    some = points[:, :centres]
+    gaps = ((some[:, :, None].double() - points[:, None].double()) ** 2).sum(-1).numpy()
+    expected = np.argsort(gaps, axis=-1, kind="stable")[..., :num]
+    assert nearest_neighbours(some, points, num).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (8, 3), (12, 40), (32, 32)])
+def test_both_chamfer_distances_equal_brute_force_at_every_size(k: int, m: int) -> None:
+    pred, target = 0.3 * cloud(2, 3 * k, k).view(2, 3, k, 3), 0.3 * cloud(2, 3 * m, m + 1).view(2, 3, m, 3)
+    for found, brute_force in ((chamfer_l2, brute_force_chamfer), (chamfer_l1, brute_force_roots)):
+        expected = [[brute_force(p, t) for p, t in zip(ps, ts, strict=True)]
+                    for ps, ts in zip(pred.numpy(), target.numpy(), strict=True)]
+        np.testing.assert_allclose(found(pred, target).numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_distance_without_squares_has_a_finite_gradient_where_points_coincide() -> None:
+    group = cloud(1, 8)[None].requires_grad_()
+    loss = chamfer_l1(group, group.detach()).sum()
+    loss.backward()
+    assert loss.item() == 0 and bool(group.grad.isfinite().all())

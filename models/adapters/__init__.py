@@ -1,0 +1,1 @@
+"""Small trainable parts that are added to an encoder: the adapter adds, the stage freezes."""
