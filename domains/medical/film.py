@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from domains.medical import resample
+from domains.sample import nearest_integer
 
 Fit = Literal["letterbox", "crop"]
 
@@ -49,5 +50,5 @@ def fit(grey: np.ndarray, size: tuple[int, int], how: Fit) -> np.ndarray:
     darkest = UNKNOWN_GREY + 1 if how == "letterbox" else 0
     out = np.full(size, UNKNOWN_GREY, dtype=np.uint8)
     top, left = ((m - k) // 2 for m, k in zip(size, inner, strict=True))
-    out[top:top + inner[0], left:left + inner[1]] = np.round(darkest + small * (255 - darkest)).astype(np.uint8)
+    out[top:top + inner[0], left:left + inner[1]] = nearest_integer(darkest + small * (255 - darkest)).astype(np.uint8)
     return out

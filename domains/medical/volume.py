@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from domains.medical import resample
-from domains.sample import UNKNOWN_CLASS, Refused
+from domains.sample import UNKNOWN_CLASS, Refused, nearest_integer
 
 ORIENTATION = "SPL"
 """Stored axes run towards superior, posterior, left: an axial slice then looks as radiologists see it."""
@@ -198,8 +198,8 @@ def sample_hu(volume: Volume, grid: Grid, scale: float, offset: float) -> np.nda
     else:
         share = resample.apply(volume.known, tuple(weights))
         mixed = resample.apply(np.where(volume.known, volume.values, 0), tuple(weights)) / np.maximum(share, 1e-6)
-        seen &= share >= 0.5
-    hu = np.clip(np.round(mixed * scale + offset), UNKNOWN_HU + 1, 32767).astype(np.int16)
+        seen &= share >= 0.5 - 1e-6
+    hu = np.clip(nearest_integer(mixed * scale + offset), UNKNOWN_HU + 1, 32767).astype(np.int16)
     return np.where(seen, hu, np.int16(UNKNOWN_HU))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from domains.sample import UNKNOWN_CLASS, Fact, Piece, Refused
+from domains.sample import UNKNOWN_CLASS, Fact, Piece, Refused, nearest_integer
 from domains.satellite import grid
 from domains.satellite.settings import Multispectral
 from domains.satellite.units import REFLECTANCE, UNKNOWN
@@ -110,7 +110,7 @@ def _read_window(scene: Scene, settings: Multispectral, box: tuple[int, int, int
         if identity not in scene.layers:
             continue
         reflectance, known = _on_grid(scene.layers[identity], scene.shape, settings, box)
-        numbers = np.rint(reflectance * REFLECTANCE)
+        numbers = nearest_integer(reflectance * REFLECTANCE)
         negative += int((numbers[known] < 0).sum())
         total += int(known.sum())
         stored[channel][known] = np.clip(numbers[known], 0, ENDING).astype(np.uint16)
