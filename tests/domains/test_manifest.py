@@ -6,8 +6,6 @@ import pytest
 
 from domains.manifest import Files, Manifest, ManifestError, read_manifest
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
-
 
 def read(root: Path, text: str, suffixes: tuple[str, ...] = (".png",), **settings: object) -> Manifest:
     (root / "raw").mkdir(exist_ok=True)
@@ -125,17 +123,16 @@ def test_one_folder_per_class_needs_no_manifest_but_a_rule_for_groups(tmp_path: 
         read_manifest(Files("raw"), (".png",), tmp_path)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside the project")
 @pytest.mark.parametrize(("name", "suffixes", "num_rows", "left_out"), [
     ("cxr", (".jpg", ".jpeg"), 3222, {}),
     ("ct", (".nii.gz", ""), 577, {}),
     ("multispectral", (".tif",), 1944, {"suffix": {".trn": 1}}),
     ("pointcloud", (".off", ".ply"), 941, {"suffix": {".laz": 1}}),
 ])
-def test_the_real_manifests_are_read_as_they_are(name: str, suffixes: tuple[str, ...], num_rows: int,
+def test_the_real_manifests_are_read_as_they_are(shared_data: Path, name: str, suffixes: tuple[str, ...], num_rows: int,
                                                  left_out: dict[str, dict[str, int]]) -> None:
     mask_column = "mask_path" if name in ("ct", "multispectral") else ""
-    files = Files(str(REAL), str(REAL / name / "labels.csv"), mask_column=mask_column)
+    files = Files(str(shared_data), str(shared_data / name / "labels.csv"), mask_column=mask_column)
     found = read_manifest(files, suffixes, Path())
     assert len(found.rows) == num_rows
     assert found.filtered == left_out
