@@ -36,12 +36,7 @@ class Adan(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every weight that has a gradient. Returns what `closure` does."""
-        loss = _called(closure)
-        for group in self.param_groups:
-            weights, gradients = _with_gradient(group)
-            if weights:
-                self._update(group, weights, gradients)
-        return loss
+        return _update_groups(self, self._update, closure)
 
     def _update(self, group: Group, weights: list[Tensor], gradients: list[Tensor]) -> None:
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -78,12 +73,7 @@ class CautiousAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every weight that has a gradient. Returns what `closure` does."""
-        loss = _called(closure)
-        for group in self.param_groups:
-            weights, gradients = _with_gradient(group)
-            if weights:
-                self._update(group, weights, gradients)
-        return loss
+        return _update_groups(self, self._update, closure)
 
     def _update(self, group: Group, weights: list[Tensor], gradients: list[Tensor]) -> None:
         for weight in weights:
@@ -110,17 +100,19 @@ def keep_agreeing(direction: Sequence[Tensor], gradients: Sequence[Tensor]) -> N
         one.mul_(agrees / agrees.mean().clamp(min=LEAST_SHARE))
 
 
-def _called(closure: Callable[[], float] | None) -> float | None:
-    """Lightning computes the loss and its gradients inside the step."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def _with_gradient(group: Group) -> tuple[list[Tensor], list[Tensor]]:
-    weights = [weight for weight in group["params"] if weight.grad is not None]
-    return weights, [weight.grad for weight in weights]
+def _update_groups(optimiser: torch.optim.Optimizer, update: Callable[[Group, list[Tensor], list[Tensor]], None],
+                   closure: Callable[[], float] | None) -> float | None:
+    """Update each group's weights that have a gradient. Lightning computes loss and gradients inside the step, by
+    `closure`; what it returns is returned."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    for group in optimiser.param_groups:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        if weights:
+            update(group, weights, [weight.grad for weight in weights])
+    return loss
 
 
 def _columns(optimiser: torch.optim.Optimizer, weights: list[Tensor], *names: str) -> list[list[Any]]:
