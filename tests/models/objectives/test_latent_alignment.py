@@ -12,7 +12,16 @@ from models.objectives.objective import build_objective
 from models.objectives.readouts import ChamferReadout
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from tests.models.objectives.tiny import BATCH, chance, encoder, partly_known, samples, train, trainable
+from tests.models.objectives.tiny import (
+    BATCH,
+    chance,
+    encoder,
+    partly_known,
+    samples,
+    train,
+    trainable,
+    with_hidden_overwritten,
+)
 
 SMALL = {"regressor_depth": 2, "decoder_depth": 1}
 SETTINGS = {"image": LatentAlignmentSettings(**SMALL),
@@ -56,9 +65,7 @@ def test_what_is_hidden_does_not_reach_the_prediction():
     model, x = make("image")
     model.eval()
     result = model.reconstruct(x, None, chance())
-    changed = result.patches.values.clone()
-    changed.scatter_(1, result.mask.hidden[..., None].expand(-1, -1, changed.shape[-1]), 99.0)
-    other = model.encoder.tokenizer.unpatchify(changed, x.shape[2:])
+    other = with_hidden_overwritten(model, x, result)
     assert torch.equal(model.reconstruct(other, None, chance()).predicted, result.predicted)
 
 

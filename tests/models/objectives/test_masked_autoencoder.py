@@ -9,6 +9,7 @@ from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import ChamferReadout, PixelReadout
+from tests.models.objectives.tiny import with_hidden_overwritten
 
 CASES = {
     "image": (Grid(patch=(4, 4)), (6, 1, 16, 16), RandomMasking(), PixelReadout()),
@@ -60,9 +61,7 @@ def test_what_is_hidden_does_not_reach_the_encoder():
     model, x = make("image")
     model.eval()
     result = model.reconstruct(x, None, chance())
-    changed = result.patches.values.clone()
-    changed.scatter_(1, result.mask.hidden[..., None].expand(-1, -1, changed.shape[-1]), 99.0)
-    other = model.encoder.tokenizer.unpatchify(changed, x.shape[2:])
+    other = with_hidden_overwritten(model, x, result)
     assert torch.equal(model.reconstruct(other, None, chance()).predicted, result.predicted)
 
 

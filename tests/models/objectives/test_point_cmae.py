@@ -12,6 +12,7 @@ from models.objectives.decoders import DecoderSettings
 from models.objectives.objective import build_objective
 from models.objectives.point_cmae import PointCMAE, PointCMAESettings, disagreement, in_place
 from models.objectives.readouts import ChamferReadout, PixelReadout
+from tests.models.objectives.tiny import with_hidden_overwritten
 
 POINTS = (Groups(num_groups=12, group_size=8, widths=(8, 16, 16), sampling="pointnet2"), (6, 64, 3))
 CASES = {
@@ -166,9 +167,7 @@ def test_what_is_hidden_does_not_reach_a_view():
     model, x = make("image")
     model.eval()
     result = model.reconstruct(x, None, chance())
-    changed = result.patches.values.clone()
-    changed.scatter_(1, result.mask.hidden[..., None].expand(-1, -1, changed.shape[-1]), 99.0)
-    other = model.encoder.tokenizer.unpatchify(changed, x.shape[2:])
+    other = with_hidden_overwritten(model, x, result)
     assert torch.equal(model.reconstruct(other, None, chance()).predicted, result.predicted)
 
 

@@ -11,7 +11,15 @@ from models.objectives.readouts import ChamferReadout, PixelReadout
 from models.objectives.simmim import SimMIM, SimMIMSettings
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from tests.models.objectives.tiny import chance, encoder, partly_known, samples, train, trainable
+from tests.models.objectives.tiny import (
+    chance,
+    encoder,
+    partly_known,
+    samples,
+    train,
+    trainable,
+    with_hidden_overwritten,
+)
 
 SETTINGS = {"image": SimMIMSettings(), "volume": SimMIMSettings(masking=CellMasking(ratio=0.5, cell=(2, 1, 1))),
             "bands": SimMIMSettings(masking=ChannelMasking(ratio=0.5)),
@@ -37,9 +45,7 @@ def test_what_is_hidden_does_not_reach_the_prediction(case):
     model, x = make(case)
     model.eval()
     result = model.reconstruct(x, None, chance())
-    changed = result.patches.values.clone()
-    changed.scatter_(1, result.mask.hidden[..., None].expand(-1, -1, changed.shape[-1]), 99.0)
-    other = model.encoder.tokenizer.unpatchify(changed, x.shape[2:])
+    other = with_hidden_overwritten(model, x, result)
     assert torch.equal(model.reconstruct(other, None, chance()).predicted, result.predicted)
 
 

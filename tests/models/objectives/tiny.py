@@ -72,3 +72,11 @@ def train(model: nn.Module, x: Tensor, steps: int = 60, rate: float = 3e-3) -> t
 def trainable(model: nn.Module) -> set[str]:
     """Names of the weights that are meant to be trained."""
     return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def with_hidden_overwritten(model: Any, x: Tensor, result: Any) -> Tensor:
+    """The samples with 99 in every hidden patch of a reconstruction, for grids and bands."""
+    changed = result.patches.values.clone()
+    changed.scatter_(1, result.mask.hidden[..., None].expand(-1, -1, changed.shape[-1]), 99.0)
+    other: Tensor = model.encoder.tokenizer.unpatchify(changed, x.shape[2:])
+    return other
