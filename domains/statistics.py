@@ -24,11 +24,41 @@ CHUNK_VALUES = 2**22
 """Values of one channel that are looked at at once: 16 MB of float32."""
 SUBSET_VALUES = 2**21
 """Values of one float32 channel that percentiles are estimated from: their error is then far below a percent."""
+NO_VALUE = (0.0, 1.0)
+"""Mean and deviation of a channel without a known value."""
 
 Stack = tuple[np.ndarray, np.ndarray]
 """Rows, and their values K C ... or K M F."""
 Progress = Callable[[Iterable[Stack], int], Iterable[Stack]]
 """Wraps an iteration in a progress bar, given its number of samples."""
+
+
+def of_training(prepared: Prepared, progress: Progress | None = None) -> tuple[Contract, list[str]]:
+    """The contract with the statistics that data gets at ingest: of the training rows; where there are none, or none
+    with a value in some channel, of the self-supervised pool.
+
+    Returns:
+        The contract, and sentences on what was measured otherwise or could not be.
+    """
+    rows, said = prepared.rows(split="train"), []
+    if not len(rows):
+        rows = prepared.pool()
+        said = ["no training split: statistics come from the self-supervised pool"]
+    if not len(rows):
+        return prepared.contract, ["neither training nor unlabelled samples: no statistics; only weights that bring "
+                                   "their own can be applied to this data"]
+    contract, more = measure(prepared, rows, progress)
+    if any((channel.mean, channel.std) == NO_VALUE for channel in contract.channels):
+        # Sources pooled for pretraining may hold bands that no training sample has. Left at mean 0 and deviation 1 they
+        # would enter a model thousands of times larger than the others.
+        pooled, more = measure(prepared, prepared.pool(), progress)
+        filled = tuple(other if (own.mean, own.std) == NO_VALUE else own
+                       for own, other in zip(contract.channels, pooled.channels, strict=True))
+        said.append("no training sample has " + ", ".join(
+            own.name for own in contract.channels if (own.mean, own.std) == NO_VALUE)
+            + ": statistics of these channels come from the unlabelled samples")
+        contract = dataclasses.replace(contract, channels=filled)
+    return contract, said + more
 
 
 def measure(prepared: Prepared, rows: np.ndarray, progress: Progress | None = None) -> tuple[Contract, list[str]]:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from domains import contract as contracts
+from domains import seal
 from domains.contract import Contract
 from domains.publish import folder_in_the_making, sync_file, sync_folder, write_text
 from models.encoder.build import AnyEncoder, AnyEncoderSettings, build_encoder
@@ -68,6 +69,7 @@ def write_parts(folder: Path, parts: Mapping[str, nn.Module], contract: Contract
     contracts.save(contract, folder / CONTRACT)
     record = {"format_version": FORMAT_VERSION, "weights_sha256": sha256(folder / WEIGHTS), **plain(record)}
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    seal.write(folder)
     sync_folder(folder)
 
 
@@ -131,11 +133,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
 
 def sha256(path: Path) -> str:
     """Hash of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return seal.hash_file(path)
 
 
 def state_hash(module: nn.Module) -> str:

@@ -119,6 +119,9 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", type=Path, default=None, help="folder for the plot, CSV and JSON")
     sub = command("describe", _describe, "what was ingested")
     sub.add_argument("data", help="name of an ingest run, or a prepared folder")
+    sub = command("verify", _verify, "check prepared data and checkpoints for damage and leaks")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="runs or folders; none: all there are")
+    sub.add_argument("--quick", action="store_true", help="bytes, index and splits; no statistics, no repeats")
     sub = command("init", _init, "look at a folder and write a manifest and the params.yaml paragraph to start from")
     sub.add_argument("folder", type=Path)
     sub.add_argument("--out", type=Path, default=Path(), help="where to write them (default: here)")
@@ -239,6 +242,13 @@ def _describe(options: argparse.Namespace) -> None:
     from pipelines.describe import describe
     folder = Path(options.data)
     print(describe(folder if (folder / "index.parquet").is_file() else Path("data/prepared") / options.data))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from pipelines.verify import verify
+    text, sound = verify(options.names, Path.cwd(), options.quick)
+    print(text)
+    return 0 if sound else USER_ERROR
 
 
 def _init(options: argparse.Namespace) -> None:

@@ -135,7 +135,7 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
     Raises:
         SettingsError, ContractMismatch, CheckpointError, TrainingFailed, ValueError: each a sentence for the user.
     """
-    prepared = open_prepared(root / "data/prepared" / settings.data)
+    prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
     labels = prepared.labels(settings.task)
     task = prepared.contract.tasks[settings.task]
     train, val = labelled_rows(prepared, settings)

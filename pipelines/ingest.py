@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains import contract as contracts
-from domains import duplicates, labels, statistics
+from domains import duplicates, labels, seal, statistics
 from domains.contract import Contract
 from domains.manifest import Files, Manifest, read_manifest
 from domains.publish import folder_in_the_making, write_text
@@ -34,8 +34,6 @@ from pipelines.settings import build, plain
 Item = TypeVar("Item")
 PROBES_PER_SOURCE, MAX_PROBES, PROBE_BYTES = 8, 64, 256 * 2**20
 """Files read ahead of the rest, for the plausibility check and the estimate: enough to see a source's units."""
-NO_VALUE = (0.0, 1.0)
-"""Mean and deviation of a channel without a known value."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,7 @@ def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
             prepared, summary = _finish(name, settings, manifest, rows, refused, folder)
             contact_sheet.draw(prepared, domain.picture.picture, report / "contact_sheet.png")
             write_text(report / "splits.csv", data_summary.splits_table(prepared))
+            seal.write(folder, prepared.digest, lambda files, total: bar(files, total, f"ingest {name}: sealing"))
             del prepared  # its memory maps name files in a folder that is about to be renamed
         metrics = {**data_summary.metrics(summary), "seconds": round(time.monotonic() - began, 1)}
         write_text(report / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -273,19 +272,20 @@ def refuse_if_too_many(refused: Sequence[Outcome], num_files: int, allowed: floa
 def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[ManifestRow], refused: Sequence[Outcome],
             folder: Path) -> tuple[Prepared, dict[str, Any]]:
     """Statistics, leaks and summary, from the shards themselves."""
-    prepared = open_prepared(folder)
+    prepared = open_prepared(folder, check_reads=False)  # what was written a moment ago
     assert_no_group_is_cut(prepared.column("group"), prepared.column("split"))
     leaks = duplicates.find(prepared, settings.near_duplicates,
-                            lambda stacks, total: _by_samples(stacks, total, f"ingest {name}: duplicates"))
+                            lambda stacks, total: by_samples(stacks, total, f"ingest {name}: duplicates"))
     write_text(folder / LEAKS, duplicates.table(prepared, leaks))
     if leaks and settings.leaks == "refuse":
         write_text(folder.parent.parent.parent / "reports/ingest" / name / LEAKS, duplicates.table(prepared, leaks))
         raise IngestFailed(f"leaks: found {len(leaks)} pairs of samples that repeat each other across splits "
                            f"({data_summary.leak_counts(prepared, leaks)}), expected none. They are listed in {LEAKS} "
                            "of the report. Remedy: give both the same group, or set leaks: report.")
-    contract, said = _measure(name, prepared)
+    contract, said = statistics.of_training(
+        prepared, lambda stacks, total: by_samples(stacks, total, f"ingest {name}: statistics"))
     contracts.save(contract, folder / "contract.json")
-    prepared = open_prepared(folder)
+    prepared = open_prepared(folder, check_reads=False)
     summary = {
         **data_summary.summarise(prepared, leaks, said), "files": len(rows), "quarantined": len(refused),
         "reasons": dict(Counter(outcome.reason for outcome in refused).most_common(20)), "filtered": manifest.filtered,
@@ -297,34 +297,7 @@ def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Man
     return prepared, summary
 
 
-def _measure(name: str, prepared: Prepared) -> tuple[Contract, list[str]]:
-    rows, said = prepared.rows(split="train"), []
-    if not len(rows):
-        rows = prepared.pool()
-        said = ["no training split: statistics come from the self-supervised pool"]
-    if not len(rows):
-        return prepared.contract, ["neither training nor unlabelled samples: no statistics; only weights that bring "
-                                   "their own can be applied to this data"]
-    contract, more = _statistics(name, prepared, rows)
-    if any((channel.mean, channel.std) == NO_VALUE for channel in contract.channels):
-        # Sources pooled for pretraining may hold bands that no training sample has. Left at mean 0 and deviation 1 they
-        # would enter a model thousands of times larger than the others.
-        pooled, more = _statistics(name, prepared, prepared.pool())
-        filled = tuple(other if (own.mean, own.std) == NO_VALUE else own
-                       for own, other in zip(contract.channels, pooled.channels, strict=True))
-        said.append("no training sample has " + ", ".join(
-            own.name for own in contract.channels if (own.mean, own.std) == NO_VALUE)
-            + ": statistics of these channels come from the unlabelled samples")
-        contract = dataclasses.replace(contract, channels=filled)
-    return contract, said + more
-
-
-def _statistics(name: str, prepared: Prepared, rows: np.ndarray) -> tuple[Contract, list[str]]:
-    return statistics.measure(
-        prepared, rows, lambda stacks, total: _by_samples(stacks, total, f"ingest {name}: statistics"))
-
-
-def _by_samples(stacks: Iterable[statistics.Stack], total: int, what: str) -> Iterable[statistics.Stack]:
+def by_samples(stacks: Iterable[statistics.Stack], total: int, what: str) -> Iterable[statistics.Stack]:
     """A bar that counts samples while whole stacks go by."""
     with bar((), total, what) as progress:
         for rows, values in stacks:

@@ -106,7 +106,7 @@ def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change
     Raises:
         SettingsError, ContractMismatch, CheckpointError, TrainingFailed: each a sentence for the user.
     """
-    prepared = open_prepared(root / "data/prepared" / settings.data)
+    prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
     code = domain_code(settings.domain)
     augment = (None if settings.augment is None
                else build(code.augment.Augment, settings.augment, f"pretrain.{name}.augment"))

@@ -8,8 +8,10 @@ import pytest
 
 from domains import contract as contracts
 from domains.contract import Channel, Contract
+from domains.integrity import damaged_samples
 from domains.sample import ManifestRow, Piece, Task
-from domains.store import LEAKS, DamagedData, Prepared, Writer, open_prepared
+from domains.seal import DamagedData
+from domains.store import LEAKS, Prepared, Writer, open_prepared
 
 CONTRACT = Contract("medical", "xray", (Channel("grey", "grey 0-255"),), "uint8", (4, 6),
                     tasks={"sick": Task("single_label", ("sick",), ("no", "yes"))})
@@ -97,16 +99,36 @@ def test_a_shard_of_another_length_or_a_missing_one_is_found_at_open(tmp_path: P
         open_prepared(tmp_path)
 
 
-def test_one_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
-    prepared = write(tmp_path, [row(i) for i in range(6)])
-    assert prepared.verify() == []
-    content = bytearray((tmp_path / "shard-00000.npy").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "shard-00000.npy").write_bytes(content)
-    content = bytearray((tmp_path / "mask-00000.npy").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "mask-00000.npy").write_bytes(content)
-    assert len(open_prepared(tmp_path).verify()) == 2
+def flip(path: Path, at: int) -> None:
+    """Invert one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_when_its_sample_is_read_first_and_named(tmp_path: Path) -> None:
+    write(tmp_path, [row(i) for i in range(6)])
+    flip(tmp_path / "shard-00001.npy", -1)
+    flip(tmp_path / "mask-00000.npy", -1)
+    prepared = open_prepared(tmp_path)
+    assert damaged_samples(prepared) == [5]
+    for read in (prepared.values, prepared.mask):
+        with pytest.raises(DamagedData, match="row 5 of index.parquet"):
+            read(5)
+    with pytest.raises(DamagedData):
+        list(prepared.stacks(np.arange(6), 10_000))
+    assert np.array_equal(prepared.values(0), sample(0))
+    assert not np.array_equal(open_prepared(tmp_path, check_reads=False).values(5), sample(5))
+
+
+def test_a_flip_in_a_shards_header_is_found_at_open_even_in_its_padding(tmp_path: Path) -> None:
+    write(tmp_path, [row(i) for i in range(6)])
+    path = tmp_path / "shard-00000.npy"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"  ") + 2] = ord("\t")
+    path.write_bytes(content)
+    with pytest.raises(DamagedData, match="shard-00000.npy"):
+        open_prepared(tmp_path)
 
 
 def test_rows_are_chosen_by_split_source_and_label(tmp_path: Path) -> None:

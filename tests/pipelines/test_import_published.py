@@ -153,7 +153,7 @@ def test_the_folder_says_where_it_comes_from_and_what_became_of_each_tensor(tmp_
     text = (tmp_path / "out/report.txt").read_text()
     assert all(name in text for name in (*tensors, origin["licence"], origin["file_sha256"]))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "weights.safetensors", "checkpoint.json", "contract.json", "report.txt"}
+        "weights.safetensors", "checkpoint.json", "contract.json", "report.txt", "SHA256SUMS"}
 
 
 def test_what_weights_do_not_tell_comes_from_the_user_the_file_or_a_published_model_and_is_never_guessed(tmp_path):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from domains import contract as contracts
+from domains import statistics
+from domains.integrity import damaged_samples
 from domains.sample import ManifestRow, Piece
 from domains.splits import GroupCut, cut_groups
 from domains.store import Writer, open_prepared
@@ -82,12 +84,12 @@ def test_a_run_writes_all_that_training_and_reports_need(tmp_path: Path) -> None
     folder, report = tmp_path / "data/prepared/a", tmp_path / "reports/ingest/a"
     assert {path.name for path in folder.iterdir()} == {
         "shard-00000.npy", "mask-00000.npy", "index.parquet", "contract.json", "reader.json", "quarantine.csv",
-        "summary.json", "leaks.csv"}
+        "summary.json", "leaks.csv", "SHA256SUMS"}
     assert {path.name for path in report.iterdir()} == {"metrics.json", "contact_sheet.png", "splits.csv",
                                                         "quarantine.csv"}
     prepared = open_prepared(folder)
     assert len(prepared) == metrics["samples"] == 60
-    assert prepared.verify() == []
+    assert damaged_samples(prepared) == []
     for i in (0, 7, 33):
         assert np.array_equal(prepared.values(i), np.load(tmp_path / f"data/raw/a/{i}.npy"))
     assert prepared.has_mask.tolist() == [i % 3 == 0 for i in range(60)]
@@ -263,6 +265,6 @@ def test_a_band_that_only_unlabelled_samples_have_is_scaled_by_their_statistics(
         writer.add(Piece(values), row, {"bright": np.array([np.nan], np.float32)})
     writer.close()
     contracts.save(contract, tmp_path / "contract.json")
-    measured, said = ingest._measure("x", open_prepared(tmp_path))
+    measured, said = statistics.of_training(open_prepared(tmp_path))
     assert 1900 < measured.channels[2].mean < 2100 and 400 < measured.channels[2].std < 700
     assert any("no training sample has B4" in sentence for sentence in said)
