@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,11 +14,13 @@ from domains import seal
 from domains.seal import DamagedData
 from domains.store import LEAKS, open_prepared
 from lacuna import main
-from pipelines import ingest, tracking
+from models.encoder.transformer import Encoder, EncoderSettings
+from pipelines import checkpoints, ingest, tracking
 from pipelines import verify as verifying
 from pipelines.ingest import DataRun, DomainReader
 from pipelines.settings import build
 from pipelines.verify import verify
+from tests.fabricate import contract_of
 from tests.pipelines import fake_domain
 
 NAMES = ("shard-00000.npy", "mask-00000.npy", "index.parquet", "contract.json", "reader.json", "summary.json",
@@ -79,7 +82,6 @@ def rewrite(folder: Path, name: str, values: list[Any]) -> None:
     """Write one column of the index anew and seal the folder again: damage by a program, not by a disk."""
     table = pq.read_table(folder / "index.parquet")
     at = table.schema.get_field_index(name)
-    import pyarrow as pa
     pq.write_table(table.set_column(at, name, pa.array(values, table.schema.field(name).type)),
                    folder / "index.parquet")
     seal.write(folder)
