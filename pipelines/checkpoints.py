@@ -48,22 +48,26 @@ def is_scratch(start: str | Path) -> bool:
     return Path(start).name == SCRATCH and not Path(start).is_dir()
 
 
-def save(folder: Path, parts: Mapping[str, nn.Module], contract: Contract, record: dict[str, Any]) -> None:
+Part = nn.Module | Mapping[str, Tensor]
+"""What a checkpoint holds under one name: all weights of a module, or some tensors by name."""
+
+
+def save(folder: Path, parts: Mapping[str, Part], contract: Contract, record: dict[str, Any]) -> None:
     """Write a checkpoint folder; it appears whole or not at all.
 
     Args:
-        parts: modules by name; a weight is called part.name.
+        parts: modules or tensors by name; a weight is called part.name.
         record: goes into checkpoint.json; `format_version` and the hash of the weights are added.
     """
     with folder_in_the_making(folder) as making:
         write_parts(making, parts, contract, record)
 
 
-def write_parts(folder: Path, parts: Mapping[str, nn.Module], contract: Contract, record: dict[str, Any]) -> None:
+def write_parts(folder: Path, parts: Mapping[str, Part], contract: Contract, record: dict[str, Any]) -> None:
     """The files of a checkpoint into an existing folder that the caller publishes."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"{part}.{name}": value.detach().cpu().contiguous().clone()
-               for part, module in parts.items() for name, value in module.state_dict().items()}
+               for part, content in parts.items() for name, value in _tensors(content).items()}
     save_file(weights, folder / WEIGHTS)
     sync_file(folder / WEIGHTS)
     contracts.save(contract, folder / CONTRACT)
@@ -71,6 +75,10 @@ def write_parts(folder: Path, parts: Mapping[str, nn.Module], contract: Contract
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     seal.write(folder)
     sync_folder(folder)
+
+
+def _tensors(part: Part) -> Mapping[str, Tensor]:
+    return part.state_dict() if isinstance(part, nn.Module) else part
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -89,10 +97,10 @@ def load_encoder(folder: str | Path) -> Loaded:
     """Rebuild the encoder of a checkpoint. Raises CheckpointError; every weight of the encoder must be there."""
     folder = Path(folder)
     record = read_record(folder)
-    if "encoder" not in record or "adapter" in record:
+    if "encoder" not in record or "adapter" in record or record.get("adapters"):
         raise CheckpointError(f"{folder}: found {'an encoder with an adapter' if 'encoder' in record else 'no encoder'}"
-                              f" (family {record.get('family')}), expected an encoder alone. Take the checkpoint that "
-                              "the adapter was put on.")
+                              f", expected an encoder alone. Take the checkpoint that the adapter was put on, or fold "
+                              "the adapter into it with `lacuna merge`.")
     encoder = build_encoder(encoder_settings(record["encoder"], f"{folder}/{RECORD}: encoder"), record["num_channels"])
     fill(encoder, part_weights(folder, "encoder"), f"encoder of {folder}")
     if record.get("channels") and isinstance(encoder.tokenizer, ByChannel):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 DOMAINS = ("medical", "satellite", "pointcloud")
+ADAPTERS = ("lora", "prompts", "gated_prompts", "singular_values", "bias", "bottleneck")
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
 
@@ -96,6 +97,9 @@ def _folder_options(sub: argparse.ArgumentParser) -> None:
     own.add_argument("--kind", choices=["xray", "ct"], help="medical only; default: by the files")
     own.add_argument("--start", default=None, help="checkpoint folder, or scratch (the default)")
     own.add_argument("--protocol", choices=["full", "linear", "knn"], default="full", help="what is trained")
+    own.add_argument("--adapter", action="append", default=[], choices=ADAPTERS,
+                     help="tune small added parts and the head alone, the start frozen; several add up; "
+                          "--set adapters=[{kind: lora, rank: 4}] says more")
     own.add_argument("--steps", type=int, default=None, help="updates of the weights")
     own.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
                      help="change any setting by its dotted path: read.size=[64,64], optimisation.batch_size=16")
@@ -114,6 +118,9 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", type=Path, default=Path("features.parquet"))
     _use_options(sub)
     _published_commands(command)
+    sub = command("merge", _merge, "a model tuned by adapters to a checkpoint that stands by itself")
+    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("--out", type=Path, required=True, help="folder to write")
     sub = command("compare", _compare, "evaluated runs side by side: printed, plotted, exported")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="evaluate runs; none: all")
     sub.add_argument("--out", type=Path, default=None, help="folder for the plot, CSV and JSON")
@@ -231,6 +238,11 @@ def _export(options: argparse.Namespace) -> None:
     for sentence in export_weights(options.checkpoint, options.out, options.family, options.encoder_only):
         print(sentence)
     print(options.out)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from pipelines.tuned_checkpoints import fold
+    print(f"{fold(options.checkpoint, options.out)}\n{options.out}")
 
 
 def _compare(options: argparse.Namespace) -> None:

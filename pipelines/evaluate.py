@@ -26,13 +26,14 @@ from domains.store import open_prepared
 from pipelines import metrics, report, tracking
 from pipelines.assessment import Arm, Unseen, assess
 from pipelines.batches import Source, domain_code
+from pipelines.checkpoints import read_record
 from pipelines.evaluation_pictures import draw
 from pipelines.evaluation_record import METRICS_FILE, Evaluation, rows_of
 from pipelines.floor_features import FloorSettings
 from pipelines.floors import Floor, floor
 from pipelines.settings import plain
 from pipelines.temperature import probabilities
-from pipelines.tuned_checkpoints import load_tuned, predict
+from pipelines.tuned_checkpoints import fold, load_tuned, predict
 from pipelines.verdict import summary, verdict
 
 
@@ -69,6 +70,10 @@ class EvaluateRun:
             raise ValueError(f"headline: found {self.headline!r}, expected one of {', '.join(metrics.METRICS)}.")
 
 
+ALONE = "model"
+"""Folder, beside the predictions, of the best model made to stand by itself, where it was tuned by adapters."""
+
+
 class Leak(ValueError):
     """A test row is not unseen. The text says found, expected and remedy."""
 
@@ -97,9 +102,9 @@ def run(name: str, settings: EvaluateRun, root: Path) -> dict[str, Any]:
             place = one.kind if one.kind not in floors else f"{one.kind} {len(floors) + 1}"
             floors[place] = floor(unseen.prepared, unseen.task_name, one, unseen.rows, root, headline, settings.seed)
         evaluation = assess(name, settings, headline, tuned, unseen, arms, floors)
-        _publish(root, unseen, evaluation, arms, floors, tracked)
+        _publish(root, tuned, settings.finetune, unseen, evaluation, arms, floors, tracked)
         if settings.register:
-            _register(folder, tuned, evaluation, tracked)
+            _register(folder, root, tuned, evaluation, tracked)
         return _headlines(evaluation)
 
 
@@ -198,10 +203,14 @@ def check_task(found: Task, expected: Task, at: Path) -> None:
                               "again.")
 
 
-def _publish(root: Path, unseen: Unseen, evaluation: Evaluation, arms: Mapping[str, Arm], floors: Mapping[str, Floor],
-             tracked: Any) -> None:
+def _publish(root: Path, tuned: Mapping[str, Any], tuned_name: str, unseen: Unseen, evaluation: Evaluation,
+             arms: Mapping[str, Arm], floors: Mapping[str, Floor], tracked: Any) -> None:
+    arm, seed = best_by_validation(tuned)
+    best = root / "artifacts/finetune" / tuned_name / arm / f"seed{seed}"
     with folder_in_the_making(root / "artifacts/evaluate" / evaluation.name) as making:
         _write_predictions(making / "predictions.parquet", unseen, arms, floors)
+        if read_record(best).get("trunk"):  # a registered model goes where its trunk does not
+            print(f"model to register: {fold(best, making / ALONE)}")
     reports = root / "reports/evaluate" / evaluation.name
     reports.mkdir(parents=True, exist_ok=True)
     write_text(reports / METRICS_FILE, evaluation.to_json())
@@ -231,14 +240,22 @@ def _write_predictions(path: Path, unseen: Unseen, arms: Mapping[str, Arm], floo
     pq.write_table(pa.Table.from_pylist(lines, schema=schema), path, compression="zstd")
 
 
-def _register(folder: Path, tuned: Mapping[str, Any], evaluation: Evaluation, tracked: Any) -> None:
-    """Register one model. It is chosen by validation loss: one chosen by its test score would no longer be tested."""
+def best_by_validation(tuned: Mapping[str, Any]) -> tuple[str, str]:
+    """Arm and seed with the lowest validation loss: a model chosen by its test score would no longer be tested."""
     chosen = tuned["chosen"]
     arm = min(chosen, key=lambda one: float(chosen[one]["val_loss"]))
     seed, _ = min(chosen[arm]["val_loss_by_seed"].items(), key=lambda pair: float(pair[1]))
+    return arm, str(seed)
+
+
+def _register(folder: Path, root: Path, tuned: Mapping[str, Any], evaluation: Evaluation, tracked: Any) -> None:
+    """Register the best model. One that stands by itself was made of one that was tuned by adapters."""
+    arm, seed = best_by_validation(tuned)
+    alone = root / "artifacts/evaluate" / evaluation.name / ALONE
+    model = alone if alone.is_dir() else folder / arm / f"seed{seed}"
     scores = {metric: by_seed[str(seed)] for metric, by_seed in evaluation.arms[arm].per_seed.items()}
     tracked.tag("model.arm", arm)
-    tracked.model(folder / arm / f"seed{seed}", f"lacuna-{evaluation.name}",
+    tracked.model(model, f"lacuna-{evaluation.name}",
                   {metric: value for metric, value in scores.items() if value is not None})
 
 

@@ -21,6 +21,7 @@ from domains.contract import Contract
 from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
 from domains.store import Prepared, open_prepared
+from models.adapters.adapter import AdapterSettings, add_adapter, trunk_hash
 from models.encoder.build import AnyEncoderSettings
 from models.encoder.chance import Chance, key_of
 from models.encoder.flexible_patches import PatchSizes, check_sizes, drawn_size, patches_of
@@ -38,7 +39,7 @@ from pipelines.settings import build, plain
 from pipelines.starts import Start, resolve
 from pipelines.temperature import fit_temperature
 from pipelines.training import Job, Machine, Optimisation, device_of, fit
-from pipelines.tuned_checkpoints import predict, save_tuned
+from pipelines.tuned_checkpoints import Trunk, predict, save_tuned
 
 Arm = Literal["scratch", "pretrained"]
 
@@ -69,6 +70,10 @@ class FinetuneRun:
     flexible_patches: PatchSizes = ()
     """Patch sizes like [[8, 8], [16, 16]], of which every step draws one (FlexiViT), with protocol full; empty: always
     the encoder's own, which validation, test and prediction use in any case."""
+    adapters: tuple[AdapterSettings, ...] = ()
+    """Small parts that are added to the pretrained encoder, in this order; then they and the head alone are trained.
+    The scratch arm is trained whole all the same, since adapters on random weights show nothing. Empty: all is
+    trained."""
     head: HeadSettings = field(default_factory=SampleHead)
     """What turns features into predictions; protocol knn takes kind: nearest."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -107,6 +112,15 @@ class FinetuneRun:
             raise ValueError(f"flexible_patches: found protocol {self.protocol} with head {self.head.kind}, expected "
                              "full with sample: the kernel must be trained, and a head that answers per patch has one "
                              "size. Leave flexible_patches out.")
+        if self.adapters and self.protocol != "full":
+            raise ValueError(f"adapters: found {len(self.adapters)} with protocol {self.protocol}, expected protocol "
+                             "full: the others train nothing inside the encoder. Leave one of the two out.")
+        if self.adapters and self.optimisation.layer_decay != 1:
+            raise ValueError(f"adapters: found layer_decay {self.optimisation.layer_decay}, expected 1: what is new in "
+                             "early blocks has as far to go as what is new in late ones. Leave layer_decay out.")
+        if self.adapters and self.flexible_patches:
+            raise ValueError("adapters: found flexible_patches beside them, expected one of the two: the patch kernel "
+                             "is frozen under adapters. Leave flexible_patches out.")
         if self.initialisation != "xavier" and "scratch" not in self.arms:
             raise ValueError(f"initialisation {self.initialisation} is for the scratch arm; found arms "
                              f"{list(self.arms)}. Leave `initialisation` out, or add the arm.")
@@ -122,6 +136,9 @@ class Trial:
     val_loss: float
     steps: int
     seconds: float
+    trained: int
+    """Weights that were trained, of `weights` in all."""
+    weights: int
     folder: Path
 
     def numbers(self) -> dict[str, Any]:
@@ -215,6 +232,9 @@ def _trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, ra
     train, val = sources
     assert train.labels is not None
     model = build_model(start, settings.head, task, seed, len(train.rows), settings.initialisation)
+    adapters = settings.adapters if arm == "pretrained" else ()
+    trunk = put_adapters(model, adapters, settings.start, seed)
+    trained, weights = trained_of(model, settings.protocol)
     model.loss.label_smoothing = settings.label_smoothing
     model.loss.fit(torch.from_numpy(train.labels[train.rows]), settings.imbalance)
     began = time.monotonic()
@@ -243,11 +263,34 @@ def _trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, ra
                            "start_weights": start.record.get("weights_sha256"), **start.provenance(),
                            "data": settings.data,
                            "data_digest": train.prepared.digest, "task": settings.task, "protocol": settings.protocol,
-                           "steps": steps, "val_loss": loss, "code": work.code, "finetune": name}})
-        trial = Trial(arm, seed, rate, loss, steps, seconds, folder)
+                           "steps": steps, "val_loss": loss, "code": work.code, "finetune": name}}, adapters, trunk)
+        trial = Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
         write_text(making / "trial.json", json.dumps(trial.numbers()))
-    tracked.metrics({f"{arm}.seed{seed}.val_loss": loss}, step=steps)
+    tracked.metrics({f"{arm}.seed{seed}.val_loss": loss, f"{arm}.trained_weights": trained,
+                     f"{arm}.trained_share": trained / weights}, step=steps)
+    if seed == settings.seeds[0] and rate == settings.grid[0]:
+        print(f"finetune {name}: arm {arm} trains {trained} of {weights} weights ({trained / weights:.2%})")
     return trial
+
+
+def put_adapters(model: Tuned, adapters: tuple[AdapterSettings, ...], start: str, seed: int) -> Trunk | None:
+    """Add adapters and freeze what they are on; None where there are none. Their first weights depend on the seed."""
+    if not adapters:
+        return None
+    trunk = Trunk(start, trunk_hash(model.encoder))
+    torch.manual_seed(key_of(seed, 4) & ((1 << 63) - 1))
+    for one in adapters:
+        add_adapter(model.encoder, one)
+    model.freeze_trunk()
+    return trunk
+
+
+def trained_of(model: Tuned, protocol: str) -> tuple[int, int]:
+    """Weights that this protocol trains, and weights in all."""
+    total = sum(weight.numel() for weight in model.parameters())
+    head = sum(weight.numel() for weight in model.head.parameters())
+    full = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {"full": full, "linear": head, "knn": 0}[protocol], total
 
 
 def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, rate: float, train: Source,
@@ -310,6 +353,7 @@ def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], tria
             kept = [trial for trial in own if trial.learning_rate == rate]
             chosen[arm] = {"learning_rate": rate, "val_loss": by_rate[rate], "val_loss_by_rate": by_rate,
                            "val_loss_by_seed": {t.seed: t.val_loss for t in kept}, "steps": sum(t.steps for t in own),
+                           "trained_weights": kept[0].trained, "weights": kept[0].weights,
                            "seconds": sum(t.seconds for t in own)}
             for trial in kept:
                 _copy(trial.folder / "model", making / arm / f"seed{trial.seed}")

@@ -94,7 +94,12 @@ def _tuning_paragraph(options: argparse.Namespace, kind: str, name: str, start: 
         "domain": options.run, "data": name, "task": "task", "start": start, "protocol": options.protocol, "head": head,
         "augment": AUGMENT[kind] if options.protocol == "full" else None,
         "optimisation": {"steps": options.steps or 500, "batch_size": 32, "betas": [0.9, 0.999],
-                         "layer_decay": 1.0 if start == SCRATCH else 0.75}}
+                         "layer_decay": 1.0 if start == SCRATCH or options.adapter else 0.75}}
+    if options.adapter:
+        if start == SCRATCH:
+            raise SettingsError(f"--adapter {options.adapter[0]}: found no --start, expected the checkpoint that it is "
+                                "put on: adapters on random weights learn little. Name one, or leave --adapter out.")
+        paragraph["adapters"] = [{"kind": kind} for kind in options.adapter]
     if start == SCRATCH:
         paragraph["encoder"] = ENCODERS[kind]
     of_ingest = ("read", "files", "splits", "bad_files")

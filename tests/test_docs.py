@@ -33,7 +33,7 @@ def paragraphs(page: Path, stage: str) -> list[tuple[str, dict[str, Any]]]:
 def adapter_blocks(page: Path) -> list[dict[str, Any]]:
     """The page's YAML blocks with an adapter, and the head that goes with it."""
     blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [yaml.safe_load(block) for block in blocks if block.startswith("adapter:")]
+    return [yaml.safe_load(block) for block in blocks if block.startswith("adapters:")]
 
 
 def published(card: str) -> PretrainRun:
@@ -60,7 +60,8 @@ def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
 def test_the_adapters_of_a_method_card_validate(card: Path) -> None:
     for raw in adapter_blocks(card):
-        build(AdapterSettings, raw.pop("adapter"), f"{card.stem}: adapter")  # type: ignore[arg-type]
+        for one in raw.pop("adapters"):
+            build(AdapterSettings, one, f"{card.stem}: adapters")  # type: ignore[arg-type]
         build(HeadSettings, raw.pop("head", {"kind": "sample"}), f"{card.stem}: head")  # type: ignore[arg-type]
         assert not raw
 

@@ -6,12 +6,15 @@ the stage's to say, which gets the added ones back.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from models.adapters.bias import Bias, add_bias
+from models.adapters.bottleneck import Bottleneck, add_bottleneck
 from models.adapters.gated_prompts import GatedPrompts, add_gated_prompts
 from models.adapters.lora import Lora, add_lora
 from models.adapters.prompts import Prompts, add_prompts
@@ -19,7 +22,7 @@ from models.adapters.seams import added, inner_blocks, merged, wrap_linear
 from models.adapters.singular_values import SingularValues, add_singular_values
 from models.encoder.transformer import Encoder
 
-AdapterSettings = Prompts | GatedPrompts | SingularValues | Lora
+AdapterSettings = Prompts | GatedPrompts | SingularValues | Lora | Bias | Bottleneck
 """Told apart by `kind`."""
 
 
@@ -38,14 +41,29 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings) -> list[nn.Parame
             return add_singular_values(encoder, settings)
         case Lora():
             return add_lora(encoder, settings)
+        case Bias():
+            return add_bias(encoder, settings)
+        case Bottleneck():
+            return add_bottleneck(encoder, settings)
 
 
 def merge_adapters(encoder: Encoder) -> None:
-    """Fold every adapted linear layer into a plain one that computes the same, within rounding. Prompts and gates are
-    no linear layers; they stay."""
+    """Fold every adapted linear layer into a plain one that computes the same, within rounding. Prompts, gates and
+    bottlenecks are no linear layers; they stay."""
     for block in inner_blocks(encoder):
         for name in ("attention.qkv", "attention.proj", "mlp.0", "mlp.3"):
             wrap_linear(block, name, merged, outside=True)
+
+
+def left_after_merging(settings: AdapterSettings) -> AdapterSettings | None:
+    """What of an adapter is still there when linear layers have been folded; None: nothing."""
+    match settings:
+        case Lora() | SingularValues() | Bias():
+            return None
+        case GatedPrompts():
+            return dataclasses.replace(settings, num_temperatures=0)
+        case _:
+            return settings
 
 
 def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
@@ -53,7 +71,7 @@ def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in added(encoder)}
 
 
-def trunk_hash(encoder: Encoder) -> str:
+def trunk_hash(encoder: nn.Module) -> str:
     """One hash over an encoder's own weights, before adapters are added.
 
     Raises:

@@ -10,7 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from models.adapters.seams import added
 from models.encoder.build import AnyEncoder
 from models.encoder.nearest import nearest_labels
 from models.encoder.patches import Features, Patches
@@ -66,6 +68,24 @@ class Tuned(nn.Module):
     def __init__(self, encoder: AnyEncoder, head: PredictSample | PredictByNeighbours, loss: TaskLoss) -> None:
         super().__init__()
         self.encoder, self.head, self.loss = encoder, head, loss
+        self.trunk_frozen = False
+
+    def freeze_trunk(self) -> None:
+        """Leave the encoder's own weights and batch statistics as they are; what adapters have added is trained."""
+        self.trunk_frozen = True
+        self.encoder.requires_grad_(False)
+        for _, value in added(self.encoder):
+            value.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Tuned:
+        """As every module's, but batch norms of a frozen encoder keep to the statistics that they have."""
+        super().train(mode)
+        if self.trunk_frozen:
+            for module in self.encoder.modules():
+                if isinstance(module, BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """x B C (D) H W or B M 3 -> B O: logits, or numbers in the labels' units for regression."""

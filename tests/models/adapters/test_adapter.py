@@ -12,8 +12,10 @@ from models.adapters.adapter import (
     merge_adapters,
     trunk_hash,
 )
+from models.adapters.bias import Bias, ShiftedLinear
+from models.adapters.bottleneck import Bottleneck
 from models.adapters.gated_prompts import GatedPrompts
-from models.adapters.lora import Lora
+from models.adapters.lora import Lora, LoraLinear
 from models.adapters.prompts import Prompts
 from models.adapters.seams import added
 from models.adapters.singular_values import SingularValues
@@ -21,7 +23,7 @@ from pipelines.settings import build, plain
 from tests.models.adapters.encoders import WIDTH, everything, make
 
 ALL = (Prompts(num_prompts=8), Prompts(num_prompts=8, deep=True), GatedPrompts(num_prompts=8, dropout=0.0),
-       SingularValues(), Lora(rank=2))
+       SingularValues(), Lora(rank=2), Bias(), Bottleneck(width=4))
 PAIRS = [pair for pair in permutations(ALL, 2) if sum("prompts" in one.kind for one in pair) < 2]
 
 
@@ -45,7 +47,9 @@ def test_two_adapters_add_up_and_neither_freezes(pair):
 
 
 @pytest.mark.parametrize("pair", [(SingularValues(), Lora(rank=2)), (GatedPrompts(num_prompts=2), Lora(rank=2)),
-                                  (GatedPrompts(num_prompts=2), SingularValues())], ids=named)
+                                  (GatedPrompts(num_prompts=2), SingularValues()), (Bias(), Lora(rank=2)),
+                                  (Bias(), SingularValues()), (GatedPrompts(num_prompts=2), Bias()),
+                                  (Prompts(num_prompts=2), Bottleneck(width=3))], ids=named)
 def test_the_order_in_which_adapters_are_added_does_not_matter(pair):
     outputs = []
     for order in (pair, pair[::-1]):
@@ -69,7 +73,9 @@ def test_merging_leaves_plain_layers_that_compute_the_same(pair):
     before = everything(encoder(patches))
     merge_adapters(encoder)
     torch.testing.assert_close(everything(encoder(patches)), before, rtol=1e-4, atol=1e-5)
-    assert {name.rpartition(".")[2] for name in adapter_state(encoder)} <= {"prompts", "gate_logit"}
+    assert {name.rpartition(".")[2] for name in adapter_state(encoder)} <= {
+        "prompts", "gate_logit", "down", "down_bias", "up", "up_bias"}
+    assert not any(isinstance(module, LoraLinear | ShiftedLinear) for module in encoder.modules())
 
 
 @pytest.mark.parametrize("pair", [(one,) for one in ALL] + PAIRS[:4], ids=named)

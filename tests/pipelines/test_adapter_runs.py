@@ -1,0 +1,150 @@
+"""Adapters in `finetune`: the start stays as it is, what is added is kept apart and small, and comes back right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from domains.store import open_prepared
+from models.adapters.seams import added
+from pipelines import evaluate, finetune, pretrain
+from pipelines.batches import Source, domain_code
+from pipelines.checkpoints import CheckpointError, load_encoder
+from pipelines.evaluate import EvaluateRun
+from pipelines.finetune import FinetuneRun
+from pipelines.pretrain import PretrainRun
+from pipelines.settings import SettingsError, build
+from pipelines.tuned_checkpoints import fold, load_tuned, predict
+from tests.fabricate import prepare, pretrain_settings
+
+EVERY = [[{"kind": "lora", "rank": 2}], [{"kind": "prompts", "num_prompts": 2, "deep": True}],
+         [{"kind": "gated_prompts", "num_prompts": 2}], [{"kind": "singular_values"}], [{"kind": "bias"}],
+         [{"kind": "bottleneck", "width": 4}], [{"kind": "lora", "rank": 2}, {"kind": "prompts", "num_prompts": 2}]]
+
+
+def named(adapters: list[dict[str, Any]]) -> str:
+    return "-".join(one["kind"] for one in adapters)
+
+
+def tuning(kind: str, adapters: list[dict[str, Any]], **changes: Any) -> FinetuneRun:
+    like = pretrain_settings(kind)
+    paragraph = {"domain": like["domain"], "data": kind, "task": "bright", "start": f"artifacts/pretrain/{kind}",
+                 "arms": ["pretrained"], "adapters": adapters, "seeds": [0], "grid": [1e-2], "validations": 1,
+                 "patience": 0, "machine": like["machine"],
+                 "optimisation": {"steps": 6, "batch_size": 8, "log_every": 2, "betas": [0.9, 0.999]}, **changes}
+    return build(FinetuneRun, paragraph, "finetune.test")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with a pretrained encoder for films and one for clouds."""
+    root = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACUNA_TRACKING", "off")
+        for kind in ("xray", "points"):
+            prepare(root / "data/prepared" / kind, kind)
+            plan = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "log_every": 2}
+            pretrain.run(kind, build(PretrainRun, pretrain_settings(kind, optimisation=plan), "pretrain.test"), root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LACUNA_TRACKING", "off")
+
+
+def told(folder: Path, root: Path, kind: str = "xray") -> np.ndarray:
+    model, contract, record = load_tuned(folder)
+    prepared = open_prepared(root / "data/prepared" / kind)
+    return predict(model, Source(prepared, contract, domain_code(record["domain"]), prepared.rows(split="val")))
+
+
+@pytest.mark.parametrize("adapters", EVERY, ids=named)
+def test_a_start_is_left_as_it_is_and_what_is_added_is_small_and_comes_back(adapters, project, capsys):
+    name = named(adapters)
+    finetune.run(name, tuning("xray", adapters), project)
+    folder = project / "artifacts/finetune" / name / "pretrained/seed0"
+    trunk = load_encoder(project / "artifacts/pretrain/xray").encoder.state_dict()
+    model, _, record = load_tuned(folder)
+    if name in ("prompts", "bottleneck", "gated_prompts"):
+        own = {key.replace(".wrapped", ""): value for key, value in model.encoder.state_dict().items()}
+        assert all(torch.equal(own[key], value) for key, value in trunk.items())
+    assert [one["kind"] for one in record["adapters"]] == [one["kind"] for one in adapters]
+    assert all(value.abs().sum() > 0 for _, value in added(model.encoder))
+    whole = (project / "artifacts/pretrain/xray/weights.safetensors").stat().st_size
+    assert (folder / "weights.safetensors").stat().st_size < whole / 2
+    chosen = json.loads((folder.parent.parent / "summary.json").read_text())["chosen"]["pretrained"]
+    assert 0 < chosen["trained_weights"] < chosen["weights"] / 2
+    assert f"trains {chosen['trained_weights']} of {chosen['weights']} weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("adapters", EVERY, ids=named)
+def test_a_model_made_to_stand_alone_answers_the_same_without_its_start(adapters, project, tmp_path):
+    name = named(adapters)
+    if not (project / "artifacts/finetune" / name).is_dir():
+        finetune.run(name, tuning("xray", adapters), project)
+    folder = project / "artifacts/finetune" / name / "pretrained/seed0"
+    said = fold(folder, tmp_path / "alone")
+    assert "folded into the weights" in said
+    np.testing.assert_allclose(told(tmp_path / "alone", project), told(folder, project), rtol=1e-4, atol=1e-5)
+    assert "trunk" not in json.loads((tmp_path / "alone/checkpoint.json").read_text()) or \
+        json.loads((tmp_path / "alone/checkpoint.json").read_text())["trunk"] is None
+
+
+def test_a_moved_project_is_found_again_and_a_lone_folder_is_refused(project, tmp_path):
+    finetune.run("moved", tuning("xray", EVERY[0]), project)
+    before = told(project / "artifacts/finetune/moved/pretrained/seed0", project)
+    shutil.copytree(project, tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere/artifacts/finetune/moved/pretrained/seed0"
+    np.testing.assert_array_equal(told(moved, project), before)
+    shutil.copytree(project / "artifacts/finetune/moved/pretrained/seed0", tmp_path / "lone")
+    with pytest.raises(CheckpointError, match="found no artifacts/pretrain/xray above it.*lacuna merge"):
+        load_tuned(tmp_path / "lone")
+
+
+def test_another_start_under_the_same_name_is_refused(project, tmp_path):
+    finetune.run("other", tuning("xray", EVERY[0]), project)
+    shutil.copytree(project, tmp_path / "elsewhere")
+    plan = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "log_every": 2}
+    pretrain.run("xray", build(PretrainRun, pretrain_settings("xray", optimisation=plan, seed=5), "pretrain.test"),
+                 tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="made on an encoder with the hash"):
+        load_tuned(tmp_path / "elsewhere/artifacts/finetune/other/pretrained/seed0")
+
+
+def test_batch_statistics_of_a_frozen_start_stay(project):
+    finetune.run("clouds", tuning("points", EVERY[0]), project)
+    trunk = load_encoder(project / "artifacts/pretrain/points").encoder.state_dict()
+    model, _, _ = load_tuned(project / "artifacts/finetune/clouds/pretrained/seed0")
+    means = [name for name in trunk if "running_mean" in name]
+    assert means
+    assert all(torch.equal(model.encoder.state_dict()[name], trunk[name]) for name in means)
+
+
+def test_the_scratch_arm_is_trained_whole_beside_an_adapter_and_both_are_scored(project, capsys):
+    both = tuning("xray", EVERY[0], arms=["scratch", "pretrained"])
+    finetune.run("both", both, project)
+    evaluate.run("both", build(EvaluateRun, {"domain": "medical", "finetune": "both", "data": "xray",
+                                             "resamples": 100}, "evaluate.both"), project)
+    chosen = json.loads((project / "artifacts/finetune/both/summary.json").read_text())["chosen"]
+    assert chosen["scratch"]["trained_weights"] == chosen["scratch"]["weights"]
+    _, _, record = load_tuned(project / "artifacts/finetune/both/scratch/seed0")
+    assert not record["adapters"]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"protocol": "linear"}, "expected protocol full"),
+    ({"optimisation": {"steps": 2, "layer_decay": 0.75}}, "found layer_decay 0.75, expected 1"),
+    ({"flexible_patches": [[8, 8]]}, "flexible_patches"),
+    ({"adapters": [{"kind": "lorra"}]}, "lora"),
+    ({"adapters": [{"kind": "lora", "rnk": 2}]}, r"adapters\.0\.rnk"),
+], ids=["protocol", "layer_decay", "flexible", "kind", "key"])
+def test_what_does_not_go_with_adapters_is_refused(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        tuning("xray", changes.pop("adapters", EVERY[0]), **changes)
