@@ -11,6 +11,8 @@ All are batched and run on any device; none draws random numbers. Points are exp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -126,10 +128,10 @@ def chamfer_l2(pred: Tensor, target: Tensor) -> Tensor:
     Returns:
         B G distances.
     """
-    distance = _squared_distances(pred.flatten(0, -3), target.flatten(0, -3))  # BG K L
-    forward = distance.min(dim=2).values.mean(1)
-    backward = distance.min(dim=1).values.mean(1)
-    return (forward + backward).reshape(pred.shape[:-2])
+    a, b = pred.flatten(0, -3), target.flatten(0, -3)                        # BG K 3, BG L 3
+    with torch.autocast(a.device.type, enabled=False):
+        distance = _chamfer_on_cpu(a, b) if a.device.type == "cpu" else _chamfer_by_differences(a.float(), b.float())
+    return distance.reshape(pred.shape[:-2])
 
 
 def chamfer_l1(pred: Tensor, target: Tensor) -> Tensor:
@@ -152,15 +154,57 @@ def chamfer_l1(pred: Tensor, target: Tensor) -> Tensor:
     return ((forward + backward) / 2).reshape(pred.shape[:-2])
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """a: N K 3, b: N L 3 -> N K L, in float32 whatever autocast says."""
-    with torch.autocast(a.device.type, enabled=False):
+def _chamfer_on_cpu(a: Tensor, b: Tensor) -> Tensor:
+    """a: N K 3, b: N L 3 -> N. Double input stays double, so that gradients can be checked."""
+    if a.dtype != torch.float64:
         a, b = a.float(), b.float()
-        if a.device.type == "cpu":
-            # |a|^2 + |b|^2 - 2ab in one call is five times faster here than differences; groups lie around 0, so that
-            # little is lost, and the clamp takes the negative roundings
-            norms = a.square().sum(2).unsqueeze(2) + b.square().sum(2).unsqueeze(1)
-            return torch.baddbmm(norms, a, b.transpose(1, 2), alpha=-2).clamp_min(0)
-        # A GPU may be told to multiply in TF32, whose error is larger than these distances; differences are exact there
-        # and their cost is small beside the encoder's
-        return (a.unsqueeze(2) - b.unsqueeze(1)).square().sum(3)
+    distance: Tensor = _NearestPairs.apply(a, b)
+    return distance
+
+
+def _chamfer_by_differences(a: Tensor, b: Tensor) -> Tensor:
+    """a: N K 3, b: N L 3 -> N. For a GPU, which may be told to multiply in TF32, whose error is larger than these
+    distances, and which adds up gradients in any order; differences are exact there, and cheap beside the encoder."""
+    distance = (a.unsqueeze(2) - b.unsqueeze(1)).square().sum(3)             # N K L
+    return distance.min(dim=2).values.mean(1) + distance.min(dim=1).values.mean(1)
+
+
+class _NearestPairs(torch.autograd.Function):
+    """Chamfer distance by who is nearest to whom: N K 3, N L 3 -> N.
+
+    Only the pairs matter, so that neither K L differences nor their gradients are ever stored. Who is nearest is found
+    by one matrix product, which rounds more than differences do; the distances themselves are differences. Of two
+    points whose distances differ by less than that rounding either may be taken, and the value hardly depends on it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        groups, rows_a, rows_b = len(a), a.shape[1], b.shape[1]
+        to_b, to_a = _nearest_of_each(a, b)                                  # N K, N L
+        group = torch.arange(groups, device=a.device).unsqueeze(1)
+        to_b, to_a = (to_b + group * rows_b).flatten(), (to_a + group * rows_a).flatten()
+        forward = a - b.reshape(-1, 3).index_select(0, to_b).view_as(a)
+        backward = b - a.reshape(-1, 3).index_select(0, to_a).view_as(b)
+        ctx.save_for_backward(forward, backward, to_b, to_a)
+        return forward.square().sum((1, 2)) / rows_a + backward.square().sum((1, 2)) / rows_b
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        forward, backward, to_b, to_a = ctx.saved_tensors
+        pull_a = forward * (2 / forward.shape[1] * grad)[:, None, None]      # N K 3
+        pull_b = backward * (2 / backward.shape[1] * grad)[:, None, None]    # N L 3
+        to_pred = to_target = None
+        if ctx.needs_input_grad[0]:
+            to_pred = pull_a.reshape(-1, 3).index_add(0, to_a, pull_b.reshape(-1, 3), alpha=-1).view_as(pull_a)
+        if ctx.needs_input_grad[1]:
+            to_target = pull_b.reshape(-1, 3).index_add(0, to_b, pull_a.reshape(-1, 3), alpha=-1).view_as(pull_b)
+        return to_pred, to_target
+
+
+def _nearest_of_each(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a: N K 3, b: N L 3 -> N K indices into b, N L indices into a. |a|^2 + |b|^2 - 2 a b as one product of five-number
+    rows; groups lie around 0, so that little is lost."""
+    rows = torch.cat([a, a.square().sum(2, keepdim=True), torch.ones_like(a[..., :1])], 2)           # N K 5
+    columns = torch.cat([-2 * b, torch.ones_like(b[..., :1]), b.square().sum(2, keepdim=True)], 2)   # N L 5
+    distance = torch.bmm(rows, columns.transpose(1, 2))                      # N K L
+    return distance.min(dim=2).indices, distance.min(dim=1).indices

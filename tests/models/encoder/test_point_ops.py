@@ -191,3 +191,30 @@ def test_the_distance_without_squares_has_a_finite_gradient_where_points_coincid
     loss = chamfer_l1(group, group.detach()).sum()
     loss.backward()
     assert loss.item() == 0 and bool(group.grad.isfinite().all())
+
+
+def plain_chamfer(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    gaps = (pred.unsqueeze(-2) - target.unsqueeze(-3)).square().sum(-1)
+    return gaps.min(-1).values.mean(-1) + gaps.min(-2).values.mean(-1)
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (8, 3), (12, 40), (32, 32)])
+def test_both_gradients_of_the_chamfer_distance_are_those_of_differences_in_double(k: int, m: int) -> None:
+    pred = (0.3 * cloud(2, 3 * k, k).view(2, 3, k, 3)).requires_grad_()
+    target = (0.3 * cloud(2, 3 * m, m + 1).view(2, 3, m, 3)).requires_grad_()
+    weight = torch.tensor([[1.0, 2.0, -0.5], [0.0, 3.0, 1.0]])
+    found = torch.autograd.grad((weight * chamfer_l2(pred, target)).sum(), (pred, target))
+    exact = torch.autograd.grad((weight * plain_chamfer(pred.double(), target.double())).sum(), (pred, target))
+    for fast, plain in zip(found, exact, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-7)
+
+
+def test_the_chamfer_distance_passes_a_numerical_check_of_its_gradient() -> None:
+    pred, target = (cloud(1, 10, seed)[None].double().requires_grad_() for seed in (0, 1))
+    assert torch.autograd.gradcheck(chamfer_l2, (pred, target))
+
+
+def test_a_prediction_that_is_not_finite_gives_a_distance_that_is_not() -> None:
+    pred = cloud(1, 8)[None].clone()
+    pred[0, 0, 3] = torch.nan
+    assert not bool(chamfer_l2(pred, cloud(1, 8, 1)[None]).isfinite())
