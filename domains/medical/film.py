@@ -7,12 +7,25 @@ from typing import Literal
 import numpy as np
 
 from domains.medical import resample
-from domains.sample import nearest_integer
+from domains.sample import UNKNOWN_CLASS, nearest_integer
 
 Fit = Literal["letterbox", "crop"]
 
 UNKNOWN_GREY = 0
 """Stored grey of a letterbox margin. Only with fit: letterbox; its films then use 1..255."""
+
+
+COLOUR_TOLERANCE = 12
+"""Levels of 255 by which the channels of a grey picture may differ: JPEG rounds colour and brightness apart."""
+MOST_COLOURED = 0.001
+"""Share of a film's pixels that may be coloured: a mark that somebody drew."""
+
+
+def coloured(rgb: np.ndarray) -> float:
+    """Share of the pixels (H W 3 uint8) whose channels differ."""
+    red, green, blue = (rgb[..., i] for i in range(3))
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return float((spread > COLOUR_TOLERANCE).mean())
 
 
 def percentile_window(values: np.ndarray, valid: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
@@ -41,14 +54,29 @@ def fit(grey: np.ndarray, size: tuple[int, int], how: Fit) -> np.ndarray:
 
     letterbox: the whole film, margins UNKNOWN_GREY. crop: the largest centred window of the wanted aspect.
     """
-    steps = [n / m for n, m in zip(grey.shape, size, strict=True)]
-    step = max(steps) if how == "letterbox" else min(steps)
-    inner = [min(m, max(1, round(n / step))) for n, m in zip(grey.shape, size, strict=True)]
+    step, inner, window = _inner(grey.shape, size, how)
     weights = tuple(resample.linear_weights(n, resample.centred(n, m, step), step)
                     for n, m in zip(grey.shape, inner, strict=True))
     small = np.clip(resample.apply(grey, weights), 0.0, 1.0)
     darkest = UNKNOWN_GREY + 1 if how == "letterbox" else 0
     out = np.full(size, UNKNOWN_GREY, dtype=np.uint8)
-    top, left = ((m - k) // 2 for m, k in zip(size, inner, strict=True))
-    out[top:top + inner[0], left:left + inner[1]] = nearest_integer(darkest + small * (255 - darkest)).astype(np.uint8)
+    out[window] = nearest_integer(darkest + small * (255 - darkest)).astype(np.uint8)
     return out
+
+
+def fit_mask(mask: np.ndarray, size: tuple[int, int], how: Fit) -> np.ndarray:
+    """Bring H W classes to `size` as `fit` brings their film: the nearest class, UNKNOWN_CLASS in the margins."""
+    step, inner, window = _inner(mask.shape, size, how)
+    index = [resample.nearest_index(n, resample.centred(n, m, step))[0] for n, m in zip(mask.shape, inner, strict=True)]
+    out = np.full(size, UNKNOWN_CLASS, dtype=np.uint8)
+    out[window] = mask[np.ix_(*index)]
+    return out
+
+
+def _inner(shape: tuple[int, ...], size: tuple[int, int], how: Fit) -> tuple[float, list[int], tuple[slice, slice]]:
+    """Pixels of the film per stored one, rows and columns that it takes, and where those lie."""
+    steps = [n / m for n, m in zip(shape, size, strict=True)]
+    step = max(steps) if how == "letterbox" else min(steps)
+    inner = [min(m, max(1, round(n / step))) for n, m in zip(shape, size, strict=True)]
+    top, left = ((m - k) // 2 for m, k in zip(size, inner, strict=True))
+    return step, inner, (slice(top, top + inner[0]), slice(left, left + inner[1]))

@@ -6,55 +6,26 @@ wrapped, and a refusal names formats and numbers only, never a header's text.
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from domains.contract import Channel, Contract
-from domains.medical import film, volume
+from domains.medical import dicom, film, foreground, nifti, png, slices, volume
+from domains.medical.parsing import MAX_VOXELS, check_pixels, check_voxels, library, parsing
 from domains.medical.settings import CT, Settings, XRay
 from domains.medical.volume import Volume
 from domains.sample import Fact, ManifestRow, Piece, Refused
 
 __all__ = ["CT", "Settings", "XRay", "contract", "implausible", "read", "suffixes"]
 
-MAX_PIXELS = 100_000_000
-"""Largest film or slice that is decoded: twice the largest detector on the market, and 400 MB as floats."""
-MAX_VOXELS = 512 * 512 * 1024
-"""Largest volume that is read: a whole body at 2 mm, and 1.1 GB as floats."""
-MAX_TRAILING_BYTES = 2 ** 20
-"""What may follow a NIfTI file's last voxel."""
-
-TRANSFER_SYNTAXES = {
-    "1.2.840.10008.1.2": "implicit little endian",
-    "1.2.840.10008.1.2.1": "explicit little endian",
-    "1.2.840.10008.1.2.2": "explicit big endian",
-    "1.2.840.10008.1.2.4.50": "JPEG baseline",
-    "1.2.840.10008.1.2.4.51": "JPEG extended",
-    "1.2.840.10008.1.2.4.57": "JPEG lossless",
-    "1.2.840.10008.1.2.4.70": "JPEG lossless, first order",
-    "1.2.840.10008.1.2.4.80": "JPEG-LS lossless",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS near lossless",
-    "1.2.840.10008.1.2.4.90": "JPEG 2000 lossless",
-    "1.2.840.10008.1.2.4.91": "JPEG 2000",
-    "1.2.840.10008.1.2.5": "RLE",
-}
-"""What is decoded. Deflated DICOM is left out: a few kilobytes of it can inflate to gigabytes before any check."""
-
 RASTER_FORMATS = ("PNG", "JPEG")
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+"""Photometric interpretations that the decoders turn into red, green and blue."""
 FLAT_BELOW = 2.0
 """A film with a smaller standard deviation shows nothing."""
-
-_REASONS = {"EOFError": "the file ends early", "BadGzipFile": "its checksum or compression is wrong",
-            "error": "its compression is damaged", "MemoryError": "needs more memory than is allowed"}
-"""What some exceptions mean here, by type name (zlib calls its own `error`)."""
 
 
 def suffixes(settings: Settings) -> tuple[str, ...]:
@@ -96,27 +67,6 @@ def implausible(pieces: list[Piece], settings: Settings) -> str | None:
     return volume.implausible_hu([piece.values for piece in pieces]) if settings.check_units else None
 
 
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name.split('.')[0]} is missing, which reads medical files. "
-                          "Install it with: pip install 'lacuna[medical]'") from error
-
-
-@contextmanager
-def _parsing(what: str) -> Iterator[None]:
-    """Turn whatever a parser raises on damaged bytes into a refusal. Parsers promise no exception types, and their
-    messages may quote the header, so that only the type's name is passed on."""
-    try:
-        yield
-    except (Refused, ImportError):
-        raise
-    except Exception as error:
-        name = type(error).__name__
-        raise Refused(f"not readable as {what} ({_REASONS.get(name, name)})") from error
-
-
 # ---- radiographs ----
 
 def _read_film(row: ManifestRow, settings: XRay) -> Piece:
@@ -124,36 +74,53 @@ def _read_film(row: ManifestRow, settings: XRay) -> Piece:
         grey, facts = _grey_of_raster(row.path, settings)
     else:
         grey, facts = _grey_of_dicom(row.path, settings)
-    return Piece(values=film.fit(grey, settings.size, settings.fit)[None], facts=facts)
+    mask = None if row.mask_path is None else _mask_of_film(row.mask_path, grey.shape)
+    if settings.foreground == "exposed":
+        box = foreground.exposed(grey)
+        facts["foreground"] = [edge for side in box for edge in (side.start, side.stop)]
+        grey, mask = grey[box], None if mask is None else mask[box]
+    return Piece(values=film.fit(grey, settings.size, settings.fit)[None], facts=facts,
+                 mask=None if mask is None else film.fit_mask(mask, settings.size, settings.fit))
 
 
 def _grey_of_raster(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact]]:
-    image_of, turned = _library("PIL.Image"), _library("PIL.ImageOps")
-    with _parsing("PNG or JPEG"), image_of.open(path, formats=RASTER_FORMATS) as image:
-        _check_pixels(image.height, image.width)
+    image_of, turned = library("PIL.Image"), library("PIL.ImageOps")
+    with parsing("PNG or JPEG"), image_of.open(path, formats=RASTER_FORMATS) as image:
+        check_pixels(image.height, image.width)
+        if image.format == "PNG":
+            png.check(path)
         deep = image.mode.startswith("I") or image.mode == "F"
-        pixels = np.asarray(turned.exif_transpose(image).convert("F" if deep else "L"), dtype=np.float32)
+        upright = turned.exif_transpose(image)
+        pixels = np.asarray(upright.convert("F" if deep else "L"), dtype=np.float32)
         facts: dict[str, Fact] = {"format": str(image.format), "shape": list(pixels.shape),
                                   "stored_bits": 16 if deep else 8}
+        coloured = 0.0 if image.mode in ("1", "L", "LA") or deep else film.coloured(np.asarray(upright.convert("RGB")))
+        if coloured > film.MOST_COLOURED:  # taken as its brightness, as any viewer of grey films would show it
+            facts["coloured"] = round(coloured, 4)
     window = film.percentile_window(pixels, np.isfinite(pixels), settings.percentiles) if deep else (0.0, 255.0)
     return film.to_grey(pixels, window), facts
 
 
 def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact]]:
-    header = _read_dicom(path)
-    with _parsing("DICOM"):
+    header = dicom.read(path, samples=(1, 3))
+    with parsing("DICOM"):
         photometric = str(header.get("PhotometricInterpretation", ""))
-        if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-            raise Refused("not a grey film: photometric interpretation is neither MONOCHROME1 nor MONOCHROME2")
+        if photometric not in ("MONOCHROME1", "MONOCHROME2", *COLOURS):
+            raise Refused("not a grey film: photometric interpretation is none of MONOCHROME1, MONOCHROME2, "
+                          + ", ".join(COLOURS))
         if int(header.get("NumberOfFrames") or 1) != 1:
             raise Refused(f"{int(header.NumberOfFrames)} frames in one file, expected 1")
         if str(header.get("BurnedInAnnotation", "")).upper() == "YES" and not settings.allow_burned_in_text:
             raise Refused("its header says that text is burned into the picture; allow_burned_in_text would take it")
-        stored = _stored_values(header)
-        exposed = ~_padding(stored, header)
-        if not exposed.any():
-            raise Refused("every pixel is padding")
-        grey, contrast = _contrast(stored, exposed, header, settings)
+        if photometric in COLOURS:
+            stored, contrast = _brightness(header), "stored"
+            grey, exposed = stored, np.ones(stored.shape, dtype=bool)
+        else:
+            stored = dicom.stored_values(header)
+            exposed = ~dicom.padding(stored, header)
+            if not exposed.any():
+                raise Refused("every pixel is padding")
+            grey, contrast = _contrast(stored, exposed, header, settings)
     if photometric == "MONOCHROME1":  # there the smallest number is white
         grey = 1.0 - grey
     facts: dict[str, Fact] = {"format": "DICOM", "shape": list(grey.shape), "photometric": photometric,
@@ -161,9 +128,37 @@ def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fa
     return np.where(exposed, grey, np.float32(0.0)), facts
 
 
+def _brightness(header: Any) -> np.ndarray:
+    """Grey in [0, 1] of a film that was saved in colour: screenshots and secondary captures show a grey film in three
+    equal channels, ready for viewing. A picture that is coloured in truth is refused."""
+    colours = np.asarray(library("pydicom.pixels").pixel_array(header))  # converted to RGB by the decoder
+    if colours.ndim != 3 or colours.shape[2] != 3 or colours.dtype != np.uint8:
+        raise Refused(f"colours of {colours.dtype} and shape {list(colours.shape)}, expected 8 bits of three channels")
+    coloured = film.coloured(colours)
+    if coloured > film.MOST_COLOURED:
+        raise Refused(f"not a grey film: {coloured:.1%} of its pixels are coloured")
+    return film.to_grey(colours.mean(axis=2), (0.0, 255.0))
+
+
+def _mask_of_film(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """H W uint8 of classes, on the film's pixels."""
+    if path.suffix.lower() != ".png":
+        raise Refused("masks of films are read from .png")
+    image_of = library("PIL.Image")
+    with parsing("PNG"), image_of.open(path, formats=("PNG",)) as image:
+        check_pixels(image.height, image.width)
+        png.check(path)
+        classes = np.asarray(image)
+    if classes.shape != shape:
+        raise Refused(f"its mask has shape {list(classes.shape)}, expected {list(shape)} like the film")
+    if classes.dtype.kind not in "biu" or classes.min() < 0 or classes.max() > 255:
+        raise Refused(f"its mask holds {classes.dtype} up to {classes.max():g}, expected whole numbers from 0 to 255")
+    return classes.astype(np.uint8)
+
+
 def _contrast(stored: np.ndarray, exposed: np.ndarray, header: Any, settings: XRay) -> tuple[np.ndarray, str]:
     """Grey in [0, 1] before any inversion, and where its contrast came from."""
-    pixels = _library("pydicom.pixels")
+    pixels = library("pydicom.pixels")
     values = np.asarray(pixels.apply_modality_lut(stored, header), dtype=np.float32)
     if settings.contrast == "voi" and header.get("VOILUTSequence"):
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
@@ -183,64 +178,26 @@ def _first(value: Any) -> float | None:
     return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
 
 
-# ---- DICOM ----
-
-def _read_dicom(path: Path, pixels: bool = True) -> Any:
-    """Parse one file whose compression is on the list and whose size is sane; without pixels for its header alone."""
-    pydicom = _library("pydicom")
-    with _parsing("DICOM"):
-        meta = pydicom.filereader.read_file_meta_info(path)
-        if str(meta.get("TransferSyntaxUID", "")) not in TRANSFER_SYNTAXES:
-            raise Refused("transfer syntax not supported; expected one of: " + ", ".join(TRANSFER_SYNTAXES.values()))
-        header = pydicom.dcmread(path, stop_before_pixels=not pixels)
-        _check_pixels(int(header.Rows), int(header.Columns))
-        if int(header.get("SamplesPerPixel", 1)) != 1:
-            raise Refused(f"{int(header.SamplesPerPixel)} samples per pixel, expected 1 (grey)")
-    return header
-
-
-def _stored_values(header: Any) -> np.ndarray:
-    """Pixels as stored numbers. Bits above BitsStored may hold overlays in old files, and are cut off."""
-    pixels = np.asarray(header.pixel_array)
-    stored, allocated = int(header.BitsStored), int(header.BitsAllocated)
-    if not 1 <= stored <= allocated or int(header.HighBit) != stored - 1:
-        raise Refused(f"bits: {stored} stored of {allocated}, highest {int(header.HighBit)}; "
-                      "expected the highest to be one less than the stored")
-    spare = 8 * pixels.dtype.itemsize - stored
-    if spare <= 0 or pixels.dtype.kind not in "iu":
-        return pixels
-    return (pixels << spare) >> spare  # arithmetic shift: keeps the sign of signed pixels
-
-
-def _padding(stored: np.ndarray, header: Any) -> np.ndarray:
-    """Where the file says that no X-ray was measured."""
-    if header.get("PixelPaddingValue") is None:
-        return np.zeros(stored.shape, dtype=bool)
-    ends = [int(header.PixelPaddingValue)]
-    if header.get("PixelPaddingRangeLimit") is not None:
-        ends.append(int(header.PixelPaddingRangeLimit))
-    return (stored >= min(ends)) & (stored <= max(ends))
-
-
-def _check_pixels(height: int, width: int) -> None:
-    if not 0 < height * width <= MAX_PIXELS:
-        raise Refused(f"{height} x {width} pixels, expected between 1 and {MAX_PIXELS}")
-
-
 # ---- CT ----
 
 def _read_ct(row: ManifestRow, settings: CT) -> Piece:
+    facts: dict[str, Fact] = {}
     if row.path.name.lower().endswith((".nii", ".nii.gz")):
-        found, form = _read_nifti(row.path), "NIfTI"
+        found, form = nifti.read(row.path), "NIfTI"
     else:
-        found, form = _read_series(row.path), "DICOM series"
+        found, form = _read_series(row.path, settings), "DICOM series"
+        if (tilt := volume.shear_degrees(found)) > volume.TILT_TOLERANCE_DEGREES:
+            found, facts["tilt_degrees"] = volume.straighten(found, MAX_VOXELS), round(tilt, 1)
     image = volume.orient(found)
     mask = None if row.mask_path is None else volume.orient(_read_mask(row.mask_path))
     grid = _grid(image, mask, settings)
+    if settings.foreground == "body":
+        grid, inside = _body_grid(image, settings)
+        facts["foreground"] = inside
     hu = volume.sample_hu(image, grid, settings.scale, settings.offset)
     if (hu == volume.UNKNOWN_HU).all():
         raise Refused("nothing of the cube lies inside the file")
-    facts: dict[str, Fact] = {
+    facts |= {
         "format": form, "shape": list(image.values.shape), "spacing": [round(float(mm), 4) for mm in image.spacing],
         "oblique_degrees": round(volume.obliqueness(image), 1),
         "known": round(float((hu != volume.UNKNOWN_HU).mean()), 4)}
@@ -257,28 +214,41 @@ def _grid(image: Volume, mask: Volume | None, settings: CT) -> volume.Grid:
     return volume.cube_grid(image, settings.spacing, settings.cube_shape, volume.centre_of_mask(mask))
 
 
-def _read_series(path: Path) -> Volume:
-    """All slices of one series: those of a folder, or those beside a file that belong to its series."""
+def _body_grid(image: Volume, settings: CT) -> tuple[volume.Grid, list[int]]:
+    """The grid over what is denser than air, and that box as first and last voxels of the oriented volume."""
+    coarse = volume.whole_grid(image, (foreground.CELL_MM,) * 3)
+    hu = volume.sample_hu(image, coarse, settings.scale, settings.offset)
+    box = foreground.body(hu, hu != volume.UNKNOWN_HU)
+    ends = [(max(0, math.floor(at[side.start] - step / 2 + 0.5)), min(n, math.ceil(at[side.stop - 1] + step / 2 + 0.5)))
+            for n, at, step, side in zip(image.values.shape, coarse.centres, coarse.steps, box, strict=True)]
+    return volume.box_grid(image, settings.spacing, ends), [edge for pair in ends for edge in pair]
+
+
+def _read_series(path: Path, settings: CT) -> Volume:
+    """All slices of one series: those of a folder, or those beside a file that belong to its series. Some files hold
+    one slice, others (enhanced CT) many."""
     beside = path if path.is_dir() else path.parent
     files = sorted(file for file in beside.iterdir() if file.is_file() and _may_be_slice(file))
-    headers = {file: _read_dicom(file, pixels=False) for file in files}
-    with _parsing("DICOM series"):
+    headers = {file: dicom.read(file, pixels=False) for file in files}
+    with parsing("DICOM series"):
         if path.is_file():
             wanted = str(headers[path].get("SeriesInstanceUID", ""))
             headers = {file: header for file, header in headers.items()
                        if str(header.get("SeriesInstanceUID", "")) == wanted}
-        _check_one_series(list(headers.values()))
-        order, affine = volume.order_slices([_slice_geometry(header) for header in headers.values()])
-        volume.check_affine(affine)
-        ordered = [list(headers)[i] for i in order]
-        shape = (len(ordered), int(headers[ordered[0]].Rows), int(headers[ordered[0]].Columns))
-        _check_voxels(shape)
+        slices.check_one_series(list(headers.values()))
+        found = [(file, one) for file, header in headers.items() for one in slices.of_header(header)]
+        order, affine = volume.order_slices([one.geometry for _, one in found],
+                                            straight=settings.gantry_tilt == "refuse")
+        shape = (len(found), *found[0][1].geometry.shape)
+        check_voxels(shape)
         values, known = np.empty(shape, dtype=np.float32), np.ones(shape, dtype=bool)
-        for i, file in enumerate(ordered):
-            header = _read_dicom(file)
-            stored = _stored_values(header)
-            values[i] = stored * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
-            known[i] = ~_padding(stored, header)
+        places = {(found[k][0], found[k][1].frame): at for at, k in enumerate(order)}
+        for file in headers:
+            header = dicom.read(file)
+            for one in (one for of, one in found if of == file):
+                at, stored = places[file, one.frame], dicom.stored_values(header, one.frame)
+                values[at] = stored * one.slope + one.intercept
+                known[at] = ~dicom.padding(stored, header)
     return Volume(values, affine, None if known.all() else known)
 
 
@@ -289,92 +259,10 @@ def _may_be_slice(file: Path) -> bool:
         and not file.name.startswith(".")
 
 
-def _check_one_series(headers: list[Any]) -> None:
-    if any(str(header.get("Modality", "")) != "CT" for header in headers):
-        raise Refused("not every slice has modality CT")
-    if any(int(header.get("NumberOfFrames") or 1) != 1 for header in headers):
-        raise Refused("several frames in one file (enhanced CT), expected one file per slice")
-    for tag, what in (("SeriesInstanceUID", "series"), ("FrameOfReferenceUID", "frames of reference")):
-        found = {str(header.get(tag, "")) for header in headers}
-        if len(found) > 1:
-            raise Refused(f"{len(found)} {what} among {len(headers)} slices, expected 1; "
-                          "a row that names one file takes that file's series alone")
-
-
-def _slice_geometry(header: Any) -> volume.SliceGeometry:
-    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        if not header.get(tag):
-            raise Refused(f"a slice without {tag}")
-    x, y, z = (float(value) for value in header.ImagePositionPatient)
-    a, b, c, d, e, f = (float(value) for value in header.ImageOrientationPatient)
-    rows, columns = (float(value) for value in header.PixelSpacing)
-    return volume.SliceGeometry(position=(x, y, z), along_row=(a, b, c), along_column=(d, e, f),
-                                spacing=(rows, columns), shape=(int(header.Rows), int(header.Columns)))
-
-
-def _check_voxels(shape: tuple[int, ...]) -> None:
-    if not 0 < int(np.prod(shape, dtype=np.float64)) <= MAX_VOXELS:
-        raise Refused(f"{' x '.join(map(str, shape))} voxels, expected between 1 and {MAX_VOXELS}")
-
-
-# ---- NIfTI ----
-
-def _read_nifti(path: Path) -> Volume:
-    """One .nii or .nii.gz, read to its last byte: gzip's checksum stands at the end."""
-    nibabel = _library("nibabel")
-    with _parsing("NIfTI"), _open_nifti(path) as stream:
-        head = stream.read(348)
-        header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
-        shape = _check_nifti_header(header)
-        size = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
-        body = stream.read(size - len(head))
-        if len(head) + len(body) != size:
-            raise Refused(f"the file ends early: {len(head) + len(body)} bytes, expected {size}")
-        if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
-            raise Refused("more data follows than its header announces")
-        image = nibabel.Nifti1Image.from_bytes(head + body)
-        affine = np.asarray(image.affine, dtype=np.float64)
-        values = np.asanyarray(image.dataobj).reshape(shape)
-    volume.check_affine(affine)
-    announced = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    if not np.allclose(np.linalg.norm(affine[:3, :3], axis=0), announced, rtol=0.05):
-        raise Refused(f"its affine and its pixel sizes {np.round(announced, 4).tolist()} contradict each other")
-    if not np.isfinite(values).all():
-        raise Refused("voxels that are not finite numbers")
-    return Volume(values, affine)
-
-
-def _open_nifti(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _check_nifti_header(header: Any) -> tuple[int, int, int]:
-    """The shape, once the header is known to be sane; nothing has been allocated by it so far."""
-    if int(header["sizeof_hdr"]) != 348 or bytes(header["magic"]).rstrip(b"\0") != b"n+1":
-        raise Refused("not a NIfTI-1 file of one piece")
-    dims = [int(n) for n in header["dim"]]
-    if dims[0] not in (3, 4) or (dims[0] == 4 and dims[4] != 1):
-        raise Refused(f"{dims[0]} axes, expected 3 (or 4 with the last of length 1)")
-    shape = (dims[1], dims[2], dims[3])
-    if min(shape) < 1:
-        raise Refused(f"shape {list(shape)}, expected positive numbers")
-    _check_voxels(shape)
-    kind = header.get_data_dtype()
-    if kind.kind not in "iuf" or kind.itemsize > 8:
-        raise Refused("voxels are not plain numbers (colour or complex), expected integers or floats")
-    if not 352 <= int(header["vox_offset"]) <= MAX_TRAILING_BYTES:
-        raise Refused(f"voxels begin at byte {int(header['vox_offset'])}, expected 352 to {MAX_TRAILING_BYTES}")
-    if int(header["xyzt_units"]) & 7 not in (0, 2):
-        raise Refused("its unit of length is not millimetres")
-    if not (int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0):
-        raise Refused("its orientation is not known: both sform_code and qform_code are 0")
-    return shape
-
-
 def _read_mask(path: Path) -> Volume:
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise Refused("masks are read from .nii and .nii.gz")
-    mask = _read_nifti(path)
+    mask = nifti.read(path)
     low, high = float(mask.values.min()), float(mask.values.max())
     if low < 0 or high > 255 or not np.array_equal(mask.values, np.round(mask.values)):
         raise Refused(f"its mask holds numbers from {low:g} to {high:g}, expected whole ones from 0 to 255")

@@ -25,6 +25,9 @@ class XRay:
     """Grey runs from the first to the second of these percentiles of the exposed pixels."""
     allow_burned_in_text: bool = False
     """Take films whose header says that text is burned into the picture. It may name the patient."""
+    foreground: Literal["none", "exposed"] = "none"
+    """exposed: cut off the black border that the collimator or a scanner left, before the film is brought to `size`;
+    the fact `foreground` keeps the box (first row, row after the last, and likewise columns)."""
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 8:
@@ -60,6 +63,14 @@ class CT:
     cube_at: Literal["mask", "centre"] = "mask"
     """Where the cube's middle lies: at the mask's centre of mass, for which every row needs a mask, or in the middle of
     the file."""
+    foreground: Literal["none", "body"] = "none"
+    """body: store the box around what is denser than air (with a margin) instead of the whole volume: no air, no table.
+    The fact `foreground` keeps it in voxels of the oriented file (first and one after the last, per axis). Masks are
+    cut alike."""
+    gantry_tilt: Literal["refuse", "straighten"] = "refuse"
+    """What becomes of a DICOM series whose slices lean because the gantry was tilted. straighten: each slice is shifted
+    within its plane until all lie above each other (domains/medical/volume.py); the fact `tilt_degrees` says how far
+    they leaned."""
     check_units: bool = True
     """Stop when the numbers do not look like HU. Switch off for data without air, such as heads cut out of their
     surroundings."""
@@ -78,6 +89,9 @@ class CT:
                              "Set window: [-1000, 1000].")
         if len(self.cube) not in (0, 1, 3) or not all(edge > 0 for edge in self.cube):
             raise ValueError(f"cube: found {self.cube}, expected one edge or three, in mm. Set cube: [32].")
+        if self.cube and self.foreground != "none":
+            raise ValueError(f"foreground: found {self.foreground} together with cube, expected one of them: a cube "
+                             "has its own place and size. Remove cube, or set foreground: none.")
         if self.cube and any(n > count for n, count in zip(self.size, self.cube_shape, strict=True)):
             raise ValueError(f"cube: found {self.cube} mm, which is {self.cube_shape} voxels of {self.spacing} mm, "
                              f"expected at least size {self.size}. Enlarge cube, or make size or spacing smaller.")

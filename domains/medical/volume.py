@@ -33,6 +33,8 @@ GAP_TOLERANCE = 0.05
 TILT_TOLERANCE_DEGREES = 0.5
 SHEAR_TOLERANCE = 0.02
 """Largest cosine between two axes of a volume: 1.1 degrees."""
+WANDER_TOLERANCE_MM = 0.5
+"""How far one step between slices may differ sideways from the others."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,15 @@ class SliceGeometry:
     """Rows, columns."""
 
 
-def order_slices(slices: list[SliceGeometry]) -> tuple[list[int], np.ndarray]:
+def order_slices(slices: list[SliceGeometry], straight: bool = True) -> tuple[list[int], np.ndarray]:
     """The order of slices along their normal, and the affine of the stack (slice, row, column) in that order.
 
+    Args:
+        straight: refuse a tilted gantry. Otherwise the affine may be sheared, as `straighten` takes it.
+
     Raises:
-        Refused: fewer than two, different planes or sizes, a place taken twice, a slice missing, a tilted gantry.
+        Refused: fewer than two, different planes or sizes, a place taken twice, a slice missing, a place that cannot
+            be true.
     """
     if len(slices) < 2:
         raise Refused(f"{len(slices)} slice in the series, expected at least 2")
@@ -89,15 +95,17 @@ def order_slices(slices: list[SliceGeometry]) -> tuple[list[int], np.ndarray]:
     positions = np.array([one.position for one in slices])
     order = np.argsort(positions @ normal, kind="stable")
     steps = np.diff(positions[order], axis=0)
-    _check_gaps(steps @ normal, steps - np.outer(steps @ normal, normal))
+    _check_gaps(steps @ normal, steps - np.outer(steps @ normal, normal), straight)
     affine = np.eye(4)
     affine[:3, 0] = steps.mean(axis=0)
     affine[:3, 1], affine[:3, 2] = plane[1] * first.spacing[0], plane[0] * first.spacing[1]
     affine[:3, 3] = positions[order[0]]
-    return order.tolist(), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS
+    check_affine(affine, right_angles=straight)
+    return order.tolist(), affine
 
 
-def _check_gaps(gaps: np.ndarray, sideways: np.ndarray) -> None:
+def _check_gaps(gaps: np.ndarray, sideways: np.ndarray, straight: bool) -> None:
     usual = float(np.median(gaps))
     if gaps.min() < 0.01:
         raise Refused(f"{int((gaps < 0.01).sum())} slices lie where another one lies: more than one series or phase")
@@ -105,11 +113,14 @@ def _check_gaps(gaps: np.ndarray, sideways: np.ndarray) -> None:
         raise Refused(f"slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm, usually {usual:.2f}: "
                       "slices are missing or unevenly spaced")
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(sideways, axis=1), gaps)).max())
-    if tilt > TILT_TOLERANCE_DEGREES:
-        raise Refused(f"gantry tilt of {tilt:.1f} degrees; only volumes whose axes are at right angles are read")
+    if straight and tilt > TILT_TOLERANCE_DEGREES:
+        raise Refused(f"gantry tilt of {tilt:.1f} degrees; gantry_tilt: straighten would move its slices into place")
+    wander = float(np.linalg.norm(sideways - sideways.mean(axis=0), axis=1).max())
+    if wander > WANDER_TOLERANCE_MM:
+        raise Refused(f"slices lie up to {wander:.2f} mm beside a straight line: they were not taken in one go")
 
 
-def check_affine(affine: np.ndarray) -> None:
+def check_affine(affine: np.ndarray, right_angles: bool = True) -> None:
     """Refuse a place that cannot be true."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise Refused("its affine is not finite")
@@ -118,8 +129,68 @@ def check_affine(affine: np.ndarray) -> None:
     if not ((spacing >= low) & (spacing <= high)).all():
         raise Refused(f"spacing {np.round(spacing, 4).tolist()} mm, expected {low} to {high} mm")
     axes = affine[:3, :3] / spacing
-    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+    if right_angles and np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
         raise Refused("its axes are not at right angles (a tilted gantry, or a damaged affine)")
+
+
+def shear_degrees(volume: Volume) -> float:
+    """Degrees by which the first axis (the slices) leans from the normal of the other two."""
+    step, rows, columns = volume.affine[:3, :3].T
+    normal = np.cross(rows, columns) / np.linalg.norm(np.cross(rows, columns))
+    along = abs(float(step @ normal))
+    return float(np.degrees(np.arctan2(np.linalg.norm(step - (step @ normal) * normal), along)))
+
+
+def straighten(volume: Volume, max_voxels: int) -> Volume:
+    """A stack of slices that lean (a tilted gantry) as one with three axes at right angles.
+
+    Each slice is shifted within its own plane, by linear interpolation between neighbours along a row or column, until
+    all lie above each other; nothing is mixed across slices. The stack grows by what they lean, and what no slice saw
+    is unknown.
+
+    Args:
+        volume: first axis the slices, the other two at a right angle to each other.
+
+    Raises:
+        Refused: it would have more than `max_voxels`.
+    """
+    step, *plane = volume.affine[:3, :3].T
+    normal = np.cross(*plane) / np.linalg.norm(np.cross(*plane))
+    count = volume.values.shape[0]
+    shifts = [np.arange(count) * float(step @ axis) / float(axis @ axis) for axis in plane]  # pixels, rows and columns
+    starts = [int(np.floor(shift.min())) for shift in shifts]
+    shape = [count, *(n + int(np.ceil(shift.max())) - start
+                      for n, shift, start in zip(volume.values.shape[1:], shifts, starts, strict=True))]
+    if np.prod(shape, dtype=np.float64) > max_voxels:
+        raise Refused(f"straightened it would have {' x '.join(map(str, shape))} voxels, expected at most {max_voxels}")
+    values, known = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    for k in range(count):
+        moved = volume.values[k].astype(np.float32)
+        whole = np.ones(moved.shape, bool) if volume.known is None else volume.known[k]
+        for axis in range(2):
+            moved, whole = _shifted(moved, whole, float(shifts[axis][k]) - starts[axis], shape[1 + axis], axis)
+        values[k], known[k] = moved, whole
+    affine = volume.affine.copy()
+    affine[:3, 0] = (step @ normal) * normal
+    affine[:3, 3] += starts[0] * plane[0] + starts[1] * plane[1]
+    return Volume(values, affine, known)
+
+
+def _shifted(values: np.ndarray, known: np.ndarray, by: float, length: int,
+             axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """One slice moved `by` pixels (at least 0) along an axis that becomes `length` long, and where it is known: where
+    all pixels that count were."""
+    whole = int(np.floor(by + 1e-6))
+    part = max(by - whole, 0.0)
+    edges = [(0, 0), (0, 0)]
+    edges[axis] = (whole, max(0, length - whole - values.shape[axis]))
+    values, known = np.pad(values, edges), np.pad(known, edges)
+    if part > 1e-6:
+        values = (1 - part) * values + part * np.roll(values, 1, axis)
+        known = known & np.roll(known, 1, axis)
+        np.moveaxis(known, axis, 0)[0] = False
+    cut = (slice(None),) * axis + (slice(0, length),)
+    return values[cut], known[cut]
 
 
 def orient(volume: Volume) -> Volume:
@@ -167,6 +238,13 @@ def cube_grid(volume: Volume, spacing: tuple[float, ...], shape: tuple[int, ...]
     if centre is not None:
         middle = (np.linalg.inv(volume.affine) @ [*centre, 1.0])[:3]
     return _grid(middle.tolist(), list(shape), _steps(volume, spacing))
+
+
+def box_grid(volume: Volume, spacing: tuple[float, ...], ends: list[tuple[int, int]]) -> Grid:
+    """A part of the volume at `spacing`: per axis the first voxel and the one after the last."""
+    steps = _steps(volume, spacing)
+    counts = [max(1, round((high - low) / step)) for (low, high), step in zip(ends, steps, strict=True)]
+    return _grid([(low + high - 1) / 2 for low, high in ends], counts, steps)
 
 
 def _steps(volume: Volume, spacing: tuple[float, ...]) -> list[float]:

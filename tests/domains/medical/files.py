@@ -60,6 +60,35 @@ def series(folder: Path, hu: np.ndarray, affine: np.ndarray, **tags: Any) -> Pat
     return folder
 
 
+def enhanced(path: Path, hu: np.ndarray, affine: np.ndarray, order: list[int] | None = None, **tags: Any) -> Path:
+    """`hu` (columns, rows, slices) at a RAS affine as one enhanced CT; `order` says which slice each frame holds. What
+    all frames have in common stands in the shared groups."""
+    from pydicom.dataset import Dataset
+
+    def group(**fields: Any) -> list[Dataset]:
+        item = Dataset()
+        for name, value in fields.items():
+            setattr(item, name, value)
+        return [item]
+
+    order = list(range(hu.shape[2])) if order is None else order
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    frames = [group(PlanePositionSequence=group(
+        ImagePositionPatient=[f"{mm:.6f}" for mm in (lps @ [0, 0, k, 1])[:3]]))[0] for k in order]
+    shared = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=[
+            f"{c:.8f}" for c in (*lps[:3, 0] / steps[0], *lps[:3, 1] / steps[1])]),
+        PixelMeasuresSequence=group(PixelSpacing=[f"{steps[1]:.6f}", f"{steps[0]:.6f}"]),
+        PixelValueTransformationSequence=group(RescaleSlope="1", RescaleIntercept="-1024", RescaleType="HU"))
+    stored = (hu.transpose(2, 1, 0)[order] + 1024).astype("<u2")
+    about = {"Modality": "CT", "SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4",
+             "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1", "NumberOfFrames": len(order),
+             "PixelData": stored.tobytes(), "SharedFunctionalGroupsSequence": shared,
+             "PerFrameFunctionalGroupsSequence": frames}
+    return dicom(path, stored[0], **{**about, **tags})
+
+
 def nifti(path: Path, values: np.ndarray, affine: np.ndarray, **fields: Any) -> Path:
     """A NIfTI-1 file; `fields` overwrite header fields after everything else."""
     import nibabel

@@ -171,14 +171,6 @@ def test_text_in_the_picture_is_allowed_when_asked_for(tmp_path: Path, attenuati
     assert picture_of(path, XRay(size=(20, 30), allow_burned_in_text=True)).max() == 255
 
 
-def test_deflated_dicom_is_refused_before_it_is_inflated(tmp_path: Path, attenuation: np.ndarray) -> None:
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-    path = dicom(tmp_path / "a.dcm", attenuation, TransferSyntaxUID=DeflatedExplicitVRLittleEndian)
-    with pytest.raises(Refused, match="transfer syntax"):
-        ingest.read(row(path), SAME)
-
-
 @pytest.mark.parametrize("name", ["a.dcm", "a.png", "a.jpg"])
 def test_damaged_files_are_refused(tmp_path: Path, attenuation: np.ndarray, name: str) -> None:
     from PIL import Image

@@ -211,7 +211,7 @@ def test_a_missing_slice_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tags", "reason"), [
-    ({"SeriesInstanceUID": "9.9"}, "2 series among 10 slices"),
+    ({"SeriesInstanceUID": "9.9"}, "2 series among 10 files"),
     ({"FrameOfReferenceUID": "9.9"}, "2 frames of reference"),
     ({"Modality": "MR"}, "modality CT"),
     ({"NumberOfFrames": 3}, "enhanced CT"),
