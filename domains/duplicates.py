@@ -3,7 +3,7 @@
 Legend: n samples, S numbers of a signature, K samples of a stack.
 
 A signature is a thumbnail with brightness and contrast taken out. Two samples repeat each other when the correlation of
-their signatures is at least `NEAR`; the search is exact, and cheap because most pairs are told apart by a few numbers.
+their signatures is at least `NEAR`; `domains/near_search.py` finds every such pair.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from domains.near_search import near_pairs
 from domains.store import Prepared
 
 NEAR = {"xray": 0.99, "ct": 0.99, "multispectral": 0.99, "points": 0.9975}
@@ -38,7 +39,6 @@ MIN_OVERLAP = 0.01
 MAX_PAIRS = 100_000
 """No more of one sort are listed: a blank tile that occurs a thousand times makes half a million."""
 STACK_VALUES = 2**22
-BLOCK = 2048
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -70,12 +70,9 @@ def find(prepared: Prepared, near: float | None = None, progress: Progress | Non
     found = [Leak(a, b, "exact", 1.0) for a, b in exact]
     same = set(exact)
     if near <= 1:
-        rows, signatures = _signatures(prepared, progress)
-        for a, b, score in near_pairs(signatures, sides[rows], near):
-            pair = (int(rows[a]), int(rows[b]))
-            if pair not in same:
-                found.append(Leak(*pair, "near", score))
-    found += [Leak(a, b, "overlap", share) for a, b, share in overlaps(prepared.column("facts"), sides)]
+        pairs = near_leaks(*signatures(prepared, progress), sides, near)
+        found += [Leak(a, b, "near", score) for a, b, score in pairs if (a, b) not in same]
+    found += [Leak(a, b, "overlap", share) for a, b, share in _overlap_leaks(prepared.column("facts"), sides)]
     order = {"exact": 0, "near": 1, "overlap": 2}
     return sorted(found, key=lambda leak: (order[leak.what], leak.a, leak.b))
 
@@ -117,7 +114,7 @@ def _ordered(a: int, b: int, sides: np.ndarray) -> tuple[int, int]:
 
 # ---- near ----
 
-def _signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+def signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
     """Rows that have a signature, and their signatures n S of length 1. A sample without contrast has none."""
     all_rows = np.arange(len(prepared))
     stacks: Iterable[tuple[np.ndarray, np.ndarray]] = prepared.stacks(all_rows, STACK_VALUES)
@@ -125,9 +122,9 @@ def _signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarr
         stacks = progress(stacks, len(prepared))
     parts = [(rows, signature(values, prepared.contract.unknown)) for rows, values in stacks]
     rows = np.concatenate([rows for rows, _ in parts])
-    signatures = np.concatenate([part for _, part in parts])
-    has = np.linalg.norm(signatures, axis=1) > 0.5
-    return rows[has], signatures[has]
+    vectors = np.concatenate([part for _, part in parts])
+    has = np.linalg.norm(vectors, axis=1) > 0.5
+    return rows[has], vectors[has]
 
 
 def signature(values: np.ndarray, unknown: float | None) -> np.ndarray:
@@ -192,76 +189,49 @@ def _occupancy(clouds: np.ndarray) -> np.ndarray:
     return cells.astype(np.float32)
 
 
-def near_pairs(signatures: np.ndarray, sides: np.ndarray, near: float) -> list[tuple[int, int, float]]:
-    """Pairs on different sides whose correlation is at least `near`.
-
-    Unit vectors with that correlation are at most `reach` apart, and so are their projections onto any directions. So a
-    pair is compared only if its first principal coordinates are that near, and fully only if the first few are.
-    """
-    if len(signatures) == 0 or len(np.unique(sides)) < 2:
-        return []
-    reach = float(np.sqrt(max(0.0, 2 - 2 * near))) + 1e-5
-    few = _principal(signatures)
-    order = np.argsort(few[:, 0], kind="stable")
-    first = few[order, 0]
-    ends = np.searchsorted(first, first + reach, side="right")
+def near_leaks(rows: np.ndarray, vectors: np.ndarray, sides: np.ndarray, near: float) -> list[tuple[int, int, float]]:
+    """Pairs of `rows` on different sides whose correlation is at least `near`, sorted."""
     pairs: list[tuple[int, int, float]] = []
-    for start in range(0, len(order), BLOCK):
-        stop = min(start + BLOCK, len(order))
-        ours = order[start:stop]
-        for left in range(start, int(ends[stop - 1]), BLOCK):
-            theirs = order[left:min(left + BLOCK, int(ends[stop - 1]))]
-            pairs += _compare(ours, theirs, signatures, few, sides, near, reach)
+    for left, right, scores in near_pairs(vectors, sides[rows], near):
+        pairs += [(*_ordered(int(rows[a]), int(rows[b]), sides), float(score))
+                  for a, b, score in zip(left, right, scores, strict=True)]
         if len(pairs) > MAX_PAIRS:
             break
-    return sorted(set(pairs))[:MAX_PAIRS]
-
-
-def _principal(signatures: np.ndarray, num: int = 32) -> np.ndarray:
-    """Coordinates along the directions in which a subset of the signatures differs most."""
-    subset = signatures[::max(1, len(signatures) // 4096)].astype(np.float64)
-    centred = subset - subset.mean(axis=0)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return signatures @ vectors[:, ::-1][:, :num].astype(np.float32)
-
-
-def _compare(ours: np.ndarray, theirs: np.ndarray, signatures: np.ndarray, few: np.ndarray, sides: np.ndarray,
-             near: float, reach: float) -> list[tuple[int, int, float]]:
-    a, b = few[ours], few[theirs]
-    distance = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    i, j = np.nonzero((distance <= reach**2 + 1e-4) & (sides[ours][:, None] != sides[theirs]))
-    found = []
-    for begin in range(0, len(i), 65_536):
-        left, right = ours[i[begin:begin + 65_536]], theirs[j[begin:begin + 65_536]]
-        scores = np.einsum("ns,ns->n", signatures[left], signatures[right])
-        found += [(*_ordered(int(x), int(y), sides), float(score))
-                  for x, y, score in zip(left, right, scores, strict=True) if score >= near]
-    return found
+    return sorted(pairs)[:MAX_PAIRS]
 
 
 # ---- ground ----
 
-def overlaps(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> list[tuple[int, int, float]]:
-    """Pairs on different sides whose footprints overlap, from `bounds` (left, bottom, right, top) and `epsg`."""
+def overlaps(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(a, b, share of the smaller) of samples on different sides whose footprints overlap, some at a time; from
+    `bounds` (left, bottom, right, top) and `epsg`."""
     by_system: dict[str, list[int]] = defaultdict(list)
     for i, fact in enumerate(facts):
         if fact.get("bounds"):
             by_system[str(fact.get("epsg", ""))].append(i)
+    for of_system in by_system.values():
+        rows = np.array(of_system)
+        boxes = np.array([facts[i]["bounds"] for i in of_system], np.float64)
+        for a, b, shares in _sweep(boxes, sides[rows]):
+            yield rows[a], rows[b], shares
+
+
+def _overlap_leaks(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> list[tuple[int, int, float]]:
     pairs: list[tuple[int, int, float]] = []
-    for rows in by_system.values():
-        boxes = np.array([facts[i]["bounds"] for i in rows], np.float64)
-        pairs += [(*_ordered(rows[a], rows[b], sides), share) for a, b, share in _sweep(boxes, sides[rows])]
+    for some in overlaps(facts, sides):
+        pairs += [(*_ordered(int(a), int(b), sides), float(share)) for a, b, share in zip(*some, strict=True)]
+        if len(pairs) > MAX_PAIRS:
+            break
     return sorted(pairs)[:MAX_PAIRS]
 
 
-def _sweep(boxes: np.ndarray, sides: np.ndarray) -> list[tuple[int, int, float]]:
+def _sweep(boxes: np.ndarray, sides: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Walk from left to right; compare a box with those that begin before it ends."""
     order = np.argsort(boxes[:, 0], kind="stable")
     sorted_boxes, sorted_sides = boxes[order], sides[order]
     left, bottom, right, top = sorted_boxes.T
     area = (right - left) * (top - bottom)
     ends = np.searchsorted(left, right, side="left")
-    found = []
     for i in range(len(order)):
         j = np.arange(i + 1, ends[i])
         j = j[sorted_sides[j] != sorted_sides[i]]
@@ -269,7 +239,5 @@ def _sweep(boxes: np.ndarray, sides: np.ndarray) -> list[tuple[int, int, float]]
         height = np.minimum(top[i], top[j]) - np.maximum(bottom[i], bottom[j])
         share = np.clip(width, 0, None) * np.clip(height, 0, None) / np.maximum(np.minimum(area[i], area[j]), 1e-12)
         hits = share >= MIN_OVERLAP
-        found += [(int(order[i]), int(order[k]), float(s)) for k, s in zip(j[hits], share[hits], strict=True)]
-        if len(found) > MAX_PAIRS:
-            break
-    return found
+        if hits.any():
+            yield np.full(int(hits.sum()), order[i]), order[j[hits]], share[hits]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ def assert_no_group_is_cut(groups: Iterable[str], splits: Iterable[str]) -> None
 
 
 def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Task],
-           labels: Mapping[str, np.ndarray]) -> list[ManifestRow]:
+           labels: Mapping[str, np.ndarray], units: Mapping[str, str] | None = None) -> list[ManifestRow]:
     """Give a split to the rows that have none; rows of a group that has one follow it.
 
     Groups are sorted by stratum (source and labels) and, inside, by a hash of seed and name; walking along, each goes
@@ -78,22 +78,37 @@ def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Ta
 
     Args:
         labels: per task n k, NaN where unknown; used for stratification.
+        units: group -> unit, for groups that belong together; None: each is its own unit. Groups of a unit go to one
+            split: to that of the unit's rows that come with one (of most of them, should they differ).
 
     Raises:
         GroupCut: the manifest's own splits cut a group.
     """
     assert_no_group_is_cut((row.group for row in rows), (row.split for row in rows))
+    units = units or {}
     known = {row.group: row.split for row in rows if row.split in HELD}
+    of_unit = _given(rows, units)
     open_rows: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
-        if not row.split and row.group not in known:
-            open_rows[row.group].append(i)
+        unit = units.get(row.group, row.group)
+        if not row.split and row.group not in known and unit not in of_unit:
+            open_rows[unit].append(i)
     strata = _strata(rows, open_rows, tasks, labels)
-    order = sorted(open_rows, key=lambda group: (strata[group], _rank(group, settings.seed), group))
-    known.update(_deal(order, [len(open_rows[group]) for group in order], settings))
-    divided = [row if row.split else dataclasses.replace(row, split=known[row.group]) for row in rows]
+    order = sorted(open_rows, key=lambda unit: (strata[unit], _rank(unit, settings.seed), unit))
+    of_unit.update(_deal(order, [len(open_rows[unit]) for unit in order], settings))
+    divided = [row if row.split else dataclasses.replace(
+        row, split=known.get(row.group) or of_unit[units.get(row.group, row.group)]) for row in rows]
     assert_no_group_is_cut((row.group for row in divided), (row.split for row in divided))
     return divided
+
+
+def _given(rows: Sequence[ManifestRow], units: Mapping[str, str]) -> dict[str, str]:
+    """Per unit the split that most of its rows come with."""
+    tally: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        if row.split in HELD:
+            tally[units.get(row.group, row.group)][row.split] += 1
+    return {unit: max(HELD, key=lambda split: counts[split]) for unit, counts in tally.items()}
 
 
 def _rank(group: str, seed: int) -> str:
@@ -114,7 +129,7 @@ def _deal(order: Sequence[str], sizes: Sequence[int], settings: Splits) -> dict[
 
 def _strata(rows: Sequence[ManifestRow], members: Mapping[str, Sequence[int]], tasks: Mapping[str, Task],
             labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
-    """Per group its source and, per task, what its rows say."""
+    """Per unit its source and, per task, what its rows say."""
     binned = {name: _bins(labels[name]) if task.kind == "regression" else labels[name] for name, task in tasks.items()}
     return {group: (min(rows[i].source for i in of_group),
                     *(_signature(binned[name][list(of_group)], tasks[name]) for name in sorted(tasks)))

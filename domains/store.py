@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,22 @@ class Writer:
         self._index.close()
         self._values.close()
         self._masks.close()
+
+
+def replace_columns(folder: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write the index anew with other values in some columns, before the folder is published: splits and labels can
+    depend on all samples, and so be known only after the last. Row groups stay as they are, one in memory at a time."""
+    path, rewritten = folder / "index.parquet", folder / "index.parquet.new"
+    with pq.ParquetFile(path) as old, pq.ParquetWriter(rewritten, old.schema_arrow, compression="zstd") as new:
+        begin = 0
+        for group in range(old.num_row_groups):
+            table = old.read_row_group(group)
+            for name, values in columns.items():
+                at, some = table.schema.get_field_index(name), values[begin:begin + len(table)]
+                table = table.set_column(at, table.schema.field(name), pa.array(some, table.schema.field(name).type))
+            new.write_table(table)
+            begin += len(table)
+    rewritten.replace(path)
 
 
 def open_prepared(folder: Path, check_reads: bool = True) -> Prepared:

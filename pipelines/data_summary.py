@@ -80,5 +80,6 @@ def metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {name: summary[name] for name in
                                ("files", "samples", "groups", "quarantined", "filtered_rows", "pool", "bytes")}
     found |= {f"{split}_samples": numbers["samples"] for split, numbers in summary["splits"].items()}
+    found["joined_groups"] = summary["repeats"]["joined_groups"]
     found |= {f"{what}_leaks": sum(pairs.values()) for what, pairs in summary["leaks"].items()}
     return found

@@ -8,8 +8,9 @@ import io
 import json
 import sys
 import time
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -19,14 +20,15 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains import contract as contracts
-from domains import duplicates, labels, seal, statistics
+from domains import duplicates, joining, labels, seal, statistics
 from domains.contract import Contract
+from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
 from domains.publish import folder_in_the_making, write_text
 from domains.quarantine import Limits, Outcome, Reader, fault, read_all
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
-from domains.store import LEAKS, Prepared, Writer, open_prepared
+from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
 from pipelines import contact_sheet, data_summary, tracking
 from pipelines.resources import disk_free, memory, size_text, time_text
 from pipelines.settings import build, plain
@@ -57,9 +59,10 @@ class DataRun:
     near_duplicates: float | None = None
     """Correlation of thumbnails from which on two samples in different splits are reported. null: what was measured to
     suit the kind of data (domains/duplicates.py). Above 1: near duplicates are not looked for."""
-    leaks: Literal["report", "refuse"] = "report"
-    """What to do about samples that repeat each other across splits: report them (they then stay out of the
-    self-supervised pool), or fail."""
+    leaks: Literal["join", "report", "refuse"] = "join"
+    """What to do about samples that repeat each other. join: groups that do end in one split, where the split is ours
+    to choose; what the manifest's own splits keep apart is reported, and stays out of the self-supervised pool. refuse:
+    the same, and fail when any pair is left across splits. report: divide by groups alone, and report."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.bad_files <= 1:
@@ -109,7 +112,7 @@ def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     read_settings = build(domain.settings, settings.read, f"ingest.{name}.read")
     manifest = read_manifest(settings.files, domain.ingest.suffixes(read_settings), root)
     _say_filtered(name, manifest)
-    rows, tasks, values = divide(manifest.rows, settings)
+    rows, tasks, values = divide(manifest.rows, settings)  # before hours of reading, so that wrong labels end here
     contract = dataclasses.replace(domain.ingest.contract(read_settings), tasks=tasks)
     reader = Reader(domain.ingest.__name__, read_settings)
     target, report = root / "data/prepared" / name, root / "reports/ingest" / name
@@ -118,10 +121,11 @@ def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
         probe(name, rows, reader, domain, settings, target)
         with folder_in_the_making(target) as folder:
             write_text(folder / "reader.json", json.dumps(plain(read_settings), indent=2) + "\n")
-            refused = _store(name, rows, values, contract, reader, settings, folder)
+            refused, origins = _store(name, rows, values, contract, reader, settings, folder)
             _write_quarantine(refused, folder / "quarantine.csv", report / "quarantine.csv")
             refuse_if_too_many(refused, len(rows), settings.bad_files, report / "quarantine.csv")
-            prepared, summary = _finish(name, settings, manifest, rows, refused, folder)
+            rows, joined = _join(name, settings, manifest, rows, origins, folder)
+            prepared, summary = _finish(name, settings, manifest, rows, refused, joined, folder)
             contact_sheet.draw(prepared, domain.picture.picture, report / "contact_sheet.png")
             write_text(report / "splits.csv", data_summary.splits_table(prepared))
             seal.write(folder, prepared.digest, lambda files, total: bar(files, total, f"ingest {name}: sealing"))
@@ -134,11 +138,15 @@ def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     return metrics
 
 
-def divide(rows: Sequence[ManifestRow],
-           settings: DataRun) -> tuple[list[ManifestRow], dict[str, Task], dict[str, np.ndarray]]:
-    """Rows with a split each, tasks with their classes, and per task the labels n k."""
+def divide(rows: Sequence[ManifestRow], settings: DataRun, units: Mapping[str, str] | None = None
+           ) -> tuple[list[ManifestRow], dict[str, Task], dict[str, np.ndarray]]:
+    """Rows with a split each, tasks with their classes, and per task the labels n k.
+
+    Args:
+        units: group -> unit, for groups that must end in one split.
+    """
     to_stratify = {name: labels.codes(task, rows) for name, task in settings.tasks.items()}
-    divided = assign(rows, settings.splits, settings.tasks, to_stratify)
+    divided = assign(rows, settings.splits, settings.tasks, to_stratify, units)
     tasks = {name: labels.resolve(task, divided) for name, task in settings.tasks.items()}
     return divided, tasks, {name: labels.arrays(task, divided) for name, task in tasks.items()}
 
@@ -218,10 +226,10 @@ def bar(items: Iterable[Item], total: int, what: str) -> tqdm[Item]:
 # ---- reading ----
 
 def _store(name: str, rows: Sequence[ManifestRow], values: dict[str, np.ndarray], contract: Contract, reader: Reader,
-           settings: DataRun, folder: Path) -> list[Outcome]:
-    """Read every file into the shards; returns the refused ones."""
+           settings: DataRun, folder: Path) -> tuple[list[Outcome], np.ndarray]:
+    """Read every file into the shards; returns the refused ones, and per sample the row that it came from."""
     writer = Writer(folder, contract.dtype, contract.tasks)
-    refused = []
+    refused, origins = [], array("q")
     outcomes = read_all(rows, reader, settings.limits)
     for i, outcome in enumerate(bar(outcomes, len(rows), f"ingest {name}: reading")):
         reason = outcome.reason or _contract_fault(outcome.pieces, contract)
@@ -231,9 +239,10 @@ def _store(name: str, rows: Sequence[ManifestRow], values: dict[str, np.ndarray]
         of_row = {task: array[i] for task, array in values.items()}
         for piece in outcome.pieces:
             writer.add(piece, outcome.row, of_row, outcome.sha256)
+            origins.append(i)
     writer.close()
     contracts.save(contract, folder / "contract.json")
-    return refused
+    return refused, np.array(origins, np.int64)
 
 
 def _contract_fault(pieces: Sequence[Piece], contract: Contract) -> str:
@@ -269,14 +278,40 @@ def refuse_if_too_many(refused: Sequence[Outcome], num_files: int, allowed: floa
 
 # ---- after ----
 
+def _join(name: str, settings: DataRun, manifest: Manifest, rows: list[ManifestRow], origins: np.ndarray,
+          folder: Path) -> tuple[list[ManifestRow], Joined]:
+    """Divide again where groups repeat each other: only what was read can tell. Returns the rows with their splits."""
+    ours = np.array([not row.split for row in manifest.rows], bool)[origins]
+    if settings.leaks == "report" or not ours.any():
+        return rows, Joined()
+    prepared = open_prepared(folder, check_reads=False)
+    joined = joining.join(prepared, [rows[i].group for i in origins], ours, _near(settings, prepared.contract),
+                          lambda stacks, total: by_samples(stacks, total, f"ingest {name}: repeats"))
+    for sentence in joined.said():
+        print(f"ingest {name}: {sentence}")
+    if not joined.units:
+        return rows, joined
+    rows, tasks, values = divide(manifest.rows, settings, joined.units)
+    contracts.save(dataclasses.replace(prepared.contract, tasks=tasks), folder / "contract.json")
+    del prepared  # it has read the index that is replaced now
+    replace_columns(folder, {"split": [rows[i].split for i in origins],
+                             **{f"y.{task}": list(of_task[origins]) for task, of_task in values.items()}})
+    return rows, joined
+
+
+def _near(settings: DataRun, contract: Contract) -> float:
+    return duplicates.NEAR[contract.kind] if settings.near_duplicates is None else settings.near_duplicates
+
+
 def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[ManifestRow], refused: Sequence[Outcome],
-            folder: Path) -> tuple[Prepared, dict[str, Any]]:
+            joined: Joined, folder: Path) -> tuple[Prepared, dict[str, Any]]:
     """Statistics, leaks and summary, from the shards themselves."""
     prepared = open_prepared(folder, check_reads=False)  # what was written a moment ago
     assert_no_group_is_cut(prepared.column("group"), prepared.column("split"))
-    leaks = duplicates.find(prepared, settings.near_duplicates,
+    near = _near(settings, prepared.contract)
+    leaks = duplicates.find(prepared, near,
                             lambda stacks, total: by_samples(stacks, total, f"ingest {name}: duplicates"))
-    write_text(folder / LEAKS, duplicates.table(prepared, leaks))
+    write_text(folder / LEAKS, duplicates.table(prepared, [*leaks, *joined.links]))
     if leaks and settings.leaks == "refuse":
         write_text(folder.parent.parent.parent / "reports/ingest" / name / LEAKS, duplicates.table(prepared, leaks))
         raise IngestFailed(f"leaks: found {len(leaks)} pairs of samples that repeat each other across splits "
@@ -287,10 +322,12 @@ def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Man
     contracts.save(contract, folder / "contract.json")
     prepared = open_prepared(folder, check_reads=False)
     summary = {
-        **data_summary.summarise(prepared, leaks, said), "files": len(rows), "quarantined": len(refused),
+        **data_summary.summarise(prepared, leaks, [*said, *joined.said()]),
+        "files": len(rows), "quarantined": len(refused),
         "reasons": dict(Counter(outcome.reason for outcome in refused).most_common(20)), "filtered": manifest.filtered,
         "filtered_rows": sum(sum(counts.values()) for counts in manifest.filtered.values()),
         "group_by": settings.files.group_by,
+        "repeats": {"near": near, **joined.record()},
         "other_values": {task: labels.other_values(prepared.contract.tasks[task], rows) for task in settings.tasks},
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -99,3 +99,23 @@ def test_findings_and_numbers_are_stratified_too(kind: str) -> None:
 def test_shares_that_leave_nothing_for_training_are_refused() -> None:
     with pytest.raises(ValueError, match="leave some for train"):
         Splits(val=0.5, test=0.5)
+
+
+def plain_row(group: str, split: str = "") -> ManifestRow:
+    return ManifestRow(Path(group), group, group, split, "")
+
+
+def test_groups_of_a_unit_end_in_one_split_and_follow_a_row_that_came_with_one() -> None:
+    rows = [plain_row(f"g{i:03d}") for i in range(200)] + [plain_row("given", "test"), plain_row("also", "val")]
+    units = {f"g{i:03d}": f"g{i - i % 2:03d}" for i in range(100)} | {"g150": "g150", "given": "g150"}
+    divided = {one.group: one.split for one in assign(rows, Splits(), {}, {}, units)}
+    assert all(divided[f"g{i:03d}"] == divided[f"g{i + 1:03d}"] for i in range(0, 100, 2))
+    assert divided["g150"] == divided["given"] == "test" and divided["also"] == "val"
+    assert {split: sum(value == split for value in divided.values()) for split in ("val", "test")} == pytest.approx(
+        {"val": 40, "test": 40}, abs=4)
+
+
+def test_given_splits_that_differ_inside_a_unit_stay_as_they_are() -> None:
+    rows = [plain_row("a", "train"), plain_row("b", "test"), plain_row("b", "test"), plain_row("c")]
+    divided = assign(rows, Splits(), {}, {}, {"a": "a", "b": "a", "c": "a"})
+    assert [one.split for one in divided] == ["train", "test", "test", "test"]

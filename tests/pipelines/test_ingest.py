@@ -163,6 +163,36 @@ def test_a_planted_copy_in_the_test_split_is_reported_and_kept_from_the_pool(tmp
         ingest.run("a", settings(leaks="refuse"), tmp_path)
 
 
+def test_groups_that_repeat_each_other_end_in_one_split_where_it_is_ours_to_choose(tmp_path: Path) -> None:
+    make_files(tmp_path, num=100)
+    folder = tmp_path / "data/raw/a"
+    for i in range(0, 40, 4):  # the first file of every second patient is also the next patient's
+        np.save(folder / f"{i + 2}.npy", np.load(folder / f"{i}.npy"))
+        np.save(folder / f"{i + 2}_mask.npy", np.load(folder / f"{i}.npy")[0] % 2)
+    apart = ingest.run("b", settings(leaks="report"), tmp_path)
+    assert apart["exact_leaks"] > 0 and apart["joined_groups"] == 0
+    metrics = ingest.run("a", settings(), tmp_path)
+    assert (metrics["exact_leaks"], metrics["joined_groups"]) == (0, 20)
+    prepared = open_prepared(tmp_path / "data/prepared/a")
+    of_group = dict(zip(prepared.column("group"), prepared.column("split"), strict=True))
+    assert all(of_group[f"patient {i // 2}"] == of_group[f"patient {i // 2 + 1}"] for i in range(0, 40, 4))
+    assert damaged_samples(prepared) == [] and cut_groups(prepared.column("group"), prepared.column("split")) == []
+    assert prepared.labels("age")[:, 0].tolist() == [20 + i for i in range(100)]
+    assert set(of_group.values()) == {"train", "val", "test"}
+    text = describe(tmp_path / "data/prepared/a")
+    assert "20 groups that repeat each other (links: exact 10) were joined into 10 units" in text
+    lines = (tmp_path / "data/prepared/a/leaks.csv").read_text().splitlines()
+    assert len(lines) == 11 and lines[1].startswith("0.npy,")
+
+
+def test_joining_changes_nothing_where_nothing_repeats(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    ingest.run("a", settings(), tmp_path)
+    ingest.run("b", settings(leaks="report"), tmp_path)
+    first, second = (tmp_path / "data/prepared" / name / "index.parquet" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_the_pool_holds_no_held_out_group(tmp_path: Path) -> None:
     make_files(tmp_path, splits=True)
     ingest.run("a", settings(), tmp_path)

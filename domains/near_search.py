@@ -1,0 +1,114 @@
+"""Every pair of unit vectors that correlate by at least so much, without comparing all pairs.
+
+Legend: n vectors, S numbers of each, L leaves.
+
+Vectors with that correlation are at most `reach` apart, and so are their projections onto any directions. The vectors
+are cut into leaves of neighbours by their first principal coordinates; two leaves are compared only if their boxes are
+that near, a pair fully only if its coordinates are. The search is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAF = 512
+"""Vectors that are compared at once: large enough for the matrix product, small enough that boxes tell much."""
+NUM_COORDINATES = 32
+MOST_AT_ONCE = 16
+"""Leaves on the other side of one comparison."""
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""a, b, correlation of some pairs."""
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """Vectors in the order of their leaves."""
+
+    order: np.ndarray
+    """n: which vector is where."""
+    coordinates: np.ndarray
+    """n NUM_COORDINATES in that order."""
+    starts: np.ndarray
+    """L + 1."""
+    low: np.ndarray
+    """L NUM_COORDINATES: the boxes' corners."""
+    high: np.ndarray
+
+
+def near_pairs(vectors: np.ndarray, sides: np.ndarray, near: float,
+               others: np.ndarray | None = None) -> Iterator[Found]:
+    """Pairs a < b on different sides whose correlation is at least `near`, some at a time.
+
+    Args:
+        vectors: n S float32, each of length 1.
+        sides: n integers.
+        others: what b is compared by, where it is another picture of the same n samples (turned over, say).
+    """
+    if len(vectors) < 2 or len(np.unique(sides)) < 2:
+        return
+    reach = float(np.sqrt(max(0.0, 2 - 2 * near))) + 1e-5
+    directions = _principal(vectors)
+    left = _leaves(vectors @ directions)
+    right = left if others is None else _leaves(others @ directions)
+    for i in range(len(left.low)):
+        gaps = np.maximum(0, np.maximum(right.low - left.high[i], left.low[i] - right.high))
+        close = np.flatnonzero((gaps**2).sum(axis=1) <= reach**2)
+        if others is None:
+            close = close[close >= i]
+        for first in range(0, len(close), MOST_AT_ONCE):
+            found = _compare(left, i, right, close[first:first + MOST_AT_ONCE], sides, reach, others is None)
+            yield from _scored(*found, vectors, vectors if others is None else others, near)
+
+
+def _principal(vectors: np.ndarray) -> np.ndarray:
+    """S NUM_COORDINATES: the directions in which a subset of the vectors differs most."""
+    subset = vectors[::max(1, len(vectors) // 4096)].astype(np.float64)
+    centred = subset - subset.mean(axis=0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return np.ascontiguousarray(directions[:, ::-1][:, :NUM_COORDINATES], dtype=np.float32)
+
+
+def _leaves(coordinates: np.ndarray) -> _Leaves:
+    """Halve at the median of the widest coordinate until few are left."""
+    parts, todo = [], [np.arange(len(coordinates))]
+    while todo:
+        members = todo.pop()
+        if len(members) <= LEAF:
+            parts.append(members)
+            continue
+        inside = coordinates[members]
+        widest = int(np.argmax(inside.max(axis=0) - inside.min(axis=0)))
+        halves = np.argpartition(inside[:, widest], len(members) // 2)
+        todo += [members[halves[:len(members) // 2]], members[halves[len(members) // 2:]]]
+    boxes = [coordinates[members] for members in parts]
+    order = np.concatenate(parts)
+    return _Leaves(order, coordinates[order], np.cumsum([0, *map(len, parts)]),
+                   np.stack([box.min(axis=0) for box in boxes]), np.stack([box.max(axis=0) for box in boxes]))
+
+
+def _compare(left: _Leaves, i: int, right: _Leaves, leaves: np.ndarray, sides: np.ndarray, reach: float,
+             same: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of leaf i of the left with some leaves of the right, by their first coordinates."""
+    ours = np.arange(left.starts[i], left.starts[i + 1])
+    theirs = np.concatenate([np.arange(right.starts[j], right.starts[j + 1]) for j in leaves])
+    a, b = left.coordinates[ours], right.coordinates[theirs]
+    distance = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    rows, columns = np.nonzero(distance <= reach**2 + 1e-4)
+    first, second = left.order[ours[rows]], right.order[theirs[columns]]
+    # Of one set, a leaf meets itself, and a pair would be found twice there; of two, every pair is found both ways.
+    wanted = (sides[first] != sides[second]) & ((ours[rows] < theirs[columns]) if same else (first < second))
+    first, second = first[wanted], second[wanted]
+    return (np.minimum(first, second), np.maximum(first, second)) if same else (first, second)
+
+
+def _scored(a: np.ndarray, b: np.ndarray, vectors: np.ndarray, others: np.ndarray, near: float) -> Iterator[Found]:
+    for begin in range(0, len(a), 65_536):
+        left, right = a[begin:begin + 65_536], b[begin:begin + 65_536]
+        scores = np.einsum("ns,ns->n", vectors[left], others[right])
+        hit = scores >= near
+        if hit.any():
+            yield left[hit], right[hit], scores[hit]
