@@ -1,11 +1,13 @@
 """Reads untrusted files in limited child processes: the parent sees pieces or a reason, whatever a file does.
 
 A child reads file after file, so that isolation costs little; when a file makes it crash, hang or run out of memory,
-that one file is quarantined and the child replaced. Results come back in the order of the rows.
+that one file is quarantined and the child replaced. Results come back in the order of the rows. Of a file too large to
+be held whole come parts, the next of which is asked for when the one before has been taken.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import selectors
@@ -74,10 +76,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one row: pieces, or the reason why there are none."""
+    """What became of one row, or of one part of it: pieces, or the reason why there are none."""
 
     row: ManifestRow
-    """The row."""
+    index: int = 0
+    """Its place among the rows that were asked for."""
+    more: bool = False
+    """Whether another part of the same row follows."""
     pieces: list[Piece] = field(default_factory=list)
     """Empty when refused."""
     reason: str = ""
@@ -94,7 +99,7 @@ class Outcome:
 
 
 def read_all(rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> Iterator[Outcome]:
-    """Read every row; one outcome each, in the rows' order.
+    """Read every row; one outcome each (several for a file that comes in parts), in the rows' order.
 
     Raises:
         ImportError: the reader lacks a library; the text names the extra to install.
@@ -197,6 +202,7 @@ class _Pool:
         self.next_row, self.due = 0, 0
         self.again: deque[int] = deque()
         self.done: dict[int, Outcome] = {}
+        self.before: dict[int, Outcome] = {}
         self.waiting_bytes = 0
         for _ in range(min(limits.num_workers, len(rows))):
             self._start()
@@ -208,7 +214,12 @@ class _Pool:
             while self.due in self.done:
                 outcome = self.done.pop(self.due)
                 self.waiting_bytes -= outcome.num_bytes
-                self.due += 1
+                if outcome.more:  # only now, so that no more than one part of a file waits here
+                    self.before[self.due] = dataclasses.replace(outcome, pieces=[])
+                    self.again.appendleft(self.due)
+                else:
+                    self.before.pop(self.due, None)
+                    self.due += 1
                 yield outcome
 
     def close(self) -> None:
@@ -236,25 +247,29 @@ class _Pool:
         full = i >= self.due + WINDOW_PER_WORKER * len(self.children) or self.waiting_bytes > READ_AHEAD_BYTES
         if i >= len(self.rows) or (full and i != self.due):
             return
-        request = worker.encode(self.rows[i])
+        request = worker.encode(self._row(i))
         if child.pending and len(json.dumps(request)) > SMALL_REQUEST:
             return
-        if self.again:
-            self.again.popleft()
-        else:
+        if not self.again:
             self.next_row += 1
+        else:
+            self.again.popleft()
         child.pending.append(i)
         if len(child.pending) == 1:
             child.start_clock()
         child.write(request)
 
+    def _row(self, i: int) -> ManifestRow:
+        """What a child is asked: a row, or the part of it that is next."""
+        part = self.before[i].row.part + 1 if i in self.before else 0
+        return dataclasses.replace(self.rows[i], part=part)
+
     def _receive(self) -> None:
-        now = time.monotonic()
-        patience = max(0.0, min(child.deadline for child in self.children) - now)
+        patience = max(0.0, min(child.deadline for child in self.children) - time.monotonic())
         arrived = self.selector.select(timeout=min(patience, 1.0))
         for key, _ in arrived:
             self._take(key.data)
-        # Only children from whom nothing was waiting to be read can be late: this process may itself have been slow.
+        # Only children from whom nothing waited to be read can be late: this process may itself have been slow.
         heard = {id(key.data) for key, _ in arrived}
         for child in list(self.children):
             if id(child) not in heard and time.monotonic() > child.deadline:
@@ -275,13 +290,18 @@ class _Pool:
         if "ready" in header:
             child.ready = True
         else:
-            row = self.rows[child.pending[0]]
-            outcome = _outcome(row, header, payload)
+            i = child.pending[0]
+            outcome = _outcome(self._row(i), header, payload)
+            if i in self.before and outcome.sha256 != self.before[i].sha256:
+                changed = "the file changed while it was read"
+                outcome = dataclasses.replace(outcome, pieces=[], more=False, reason=changed)
             self._settle(child.pending.popleft(), outcome)
         child.start_clock()
 
     def _settle(self, i: int, outcome: Outcome) -> None:
-        self.done[i] = outcome
+        if outcome.reason and i in self.before:
+            outcome = dataclasses.replace(outcome, reason=f"from part {outcome.row.part + 1} on: {outcome.reason}")
+        self.done[i] = outcome = dataclasses.replace(outcome, index=i)
         self.waiting_bytes += outcome.num_bytes
 
     def _replace(self, child: _Child, reason: str) -> None:
@@ -297,7 +317,7 @@ class _Pool:
                                f"({self.limits.memory_gb}), or free memory on this machine.")
         if child.pending:
             guilty = child.pending.popleft()
-            self._settle(guilty, Outcome(self.rows[guilty], reason=reason or _ending(code),
+            self._settle(guilty, Outcome(self._row(guilty), reason=reason or _ending(code),
                                          sha256=_hash_or_nothing(self.rows[guilty])))
             self.again.extendleft(reversed(child.pending))
         self._start()
@@ -307,8 +327,7 @@ def _ending(code: int) -> str:
     if code >= 0:
         return f"the reader ended with exit code {code}"
     name = signal.Signals(-code).name
-    hint = ", probably for lack of memory" if name == "SIGKILL" else ""
-    return f"the reader crashed ({name}{hint})"
+    return f"the reader crashed ({name}{', probably for lack of memory' if name == 'SIGKILL' else ''})"
 
 
 def _hash_or_nothing(row: ManifestRow) -> str:
@@ -319,9 +338,9 @@ def _hash_or_nothing(row: ManifestRow) -> str:
 
 
 def _outcome(row: ManifestRow, header: Mapping[str, Any], payload: bytearray) -> Outcome:
-    sha256, peak = str(header.get("sha256", ""))[:64], int(header.get("peak_bytes", 0))
+    known: Any = {"sha256": str(header.get("sha256", ""))[:64], "peak_bytes": int(header.get("peak_bytes", 0))}
     if "refused" in header:
-        return Outcome(row, reason=_one_line(str(header["refused"])), sha256=sha256, peak_bytes=peak)
+        return Outcome(row, reason=_one_line(str(header["refused"])), **known)
     pieces, offset = [], 0
     for described in header["pieces"]:
         values, offset = _array(payload, offset, described["dtype"], described["shape"])
@@ -331,8 +350,9 @@ def _outcome(row: ManifestRow, header: Mapping[str, Any], payload: bytearray) ->
         pieces.append(Piece(values, mask, _facts(described["facts"]), str(described["suffix"])))
     if offset != len(payload):
         raise ValueError("arrays do not fill their frame")
-    reason = "" if pieces else "no usable sample in it"
-    return Outcome(row, pieces, reason, sha256, peak)
+    more = header["more"] is True
+    return Outcome(row, pieces=pieces, more=more, **known,
+                   reason="" if pieces or more or row.part else "no usable sample in it")
 
 
 def _array(payload: bytearray, offset: int, dtype: str, shape: Sequence[int]) -> tuple[np.ndarray, int]:

@@ -57,6 +57,8 @@ class ManifestRow:
     """A mask on the same grid, where there is one."""
     columns: dict[str, str] = field(default_factory=dict)
     """Every other column of the manifest as text; an empty text means unknown, never negative."""
+    part: int = 0
+    """Which part of its file is asked for, where that is too large to be held whole (see Part); 0 everywhere else."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,20 @@ class Piece:
     only: these reach index.parquet, logs and MLflow."""
     suffix: str = ""
     """Tells the pieces of one file apart ("@r0c64"); appended to the row's key."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the samples of a file that is too large to be held whole; a reader is asked again for the next part.
+
+    With the first part a reader vouches for the rest: it has decoded all of it, so that a file is taken or refused as
+    a whole.
+    """
+
+    pieces: list[Piece]
+    """May be empty: a part of a scene without data."""
+    more: bool
+    """Whether another part follows."""
 
 
 TaskKind = Literal["single_label", "multi_label", "regression"]

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from domains.sample import DTYPES, ManifestRow, Piece, Refused
+from domains.sample import DTYPES, ManifestRow, Part, Piece, Refused
 
 LENGTHS = struct.Struct("<IQ")
 """Bytes of the JSON header, bytes of the arrays after it."""
@@ -67,7 +67,8 @@ def _answer(module: Any, settings: object, row: ManifestRow) -> tuple[dict[str, 
     header: dict[str, Any] = {}
     try:
         header["sha256"] = hash_of(row.path)
-        pieces: list[Piece] = module.read(row, settings)
+        found: list[Piece] | Part = module.read(row, settings)
+        pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
         header["pieces"] = json.loads(json.dumps([_describe(piece) for piece in pieces], default=_plain))
         arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
     except Refused as refusal:

@@ -172,12 +172,13 @@ def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: Domain
     first = began
     by_source: dict[str, list[Piece]] = {}
     kept, peak = 0, 0
-    sizes: dict[str, list[int]] = {}
+    sizes: dict[str, dict[int, int]] = {}
     reasons: list[str] = []
     for n, outcome in enumerate(read_all(chosen, reader, settings.limits)):
         first = time.monotonic() if n == 0 else first
         peak = max(peak, outcome.peak_bytes)
-        sizes.setdefault(outcome.row.source, []).append(outcome.num_bytes)
+        sizes.setdefault(outcome.row.source, {}).setdefault(outcome.index, 0)
+        sizes[outcome.row.source][outcome.index] += outcome.num_bytes
         if outcome.reason:
             reasons.append(outcome.reason)
         elif kept < PROBE_BYTES:
@@ -193,7 +194,7 @@ def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: Domain
             raise IngestFailed(f"{f'source {source}: ' if source else ''}{sentence}")
     per_file = (time.monotonic() - first) / max(1, len(chosen) - 1)
     of_source = Counter(row.source for row in rows)
-    disk = sum(of_source[source] * float(np.mean(seen)) for source, seen in sizes.items())
+    disk = sum(of_source[source] * float(np.mean(list(seen.values()))) for source, seen in sizes.items())
     _estimate(name, len(rows), per_file * len(rows), int(disk), peak * settings.limits.num_workers, target)
 
 
@@ -231,7 +232,8 @@ def _store(name: str, rows: Sequence[ManifestRow], values: dict[str, np.ndarray]
     writer = Writer(folder, contract.dtype, contract.tasks)
     refused, origins = [], array("q")
     outcomes = read_all(rows, reader, settings.limits)
-    for i, outcome in enumerate(bar(outcomes, len(rows), f"ingest {name}: reading")):
+    for outcome in bar(outcomes, len(rows), f"ingest {name}: reading"):
+        i = outcome.index
         reason = outcome.reason or _contract_fault(outcome.pieces, contract)
         if reason:
             refused.append(dataclasses.replace(outcome, pieces=[], reason=reason))

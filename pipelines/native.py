@@ -100,8 +100,18 @@ class Native:
     def read(self, rows: Sequence[ManifestRow], call: Callable[[Tensor, Tensor | None], Tensor],
              limits: Limits | None = None, batch_size: int = BATCH_SIZE) -> Iterator[Read]:
         """One result per row, in the rows' order."""
+        parts: list[Read] = []
+        for read, more in self._parts(rows, call, limits or Limits(), batch_size):
+            parts.append(read)
+            if not more:
+                yield _together(parts)
+                parts = []
+
+    def _parts(self, rows: Sequence[ManifestRow], call: Callable[[Tensor, Tensor | None], Tensor], limits: Limits,
+               batch_size: int) -> Iterator[tuple[Read, bool]]:
+        """What was said of each part of a file, and whether another part follows."""
         waiting: list[tuple[Outcome, list[np.ndarray], str]] = []
-        for outcome in read_all(rows, self.reader, limits or Limits()):
+        for outcome in read_all(rows, self.reader, limits):
             waiting.append((outcome, *self._fetch(outcome)))
             if sum(len(pieces) for _, pieces, _ in waiting) >= batch_size:
                 yield from self._run(waiting, call, batch_size)
@@ -124,7 +134,7 @@ class Native:
 
     @torch.no_grad()
     def _run(self, waiting: Sequence[tuple[Outcome, list[np.ndarray], str]],
-             call: Callable[[Tensor, Tensor | None], Tensor], batch_size: int) -> Iterator[Read]:
+             call: Callable[[Tensor, Tensor | None], Tensor], batch_size: int) -> Iterator[tuple[Read, bool]]:
         pieces = [piece for _, of_file, _ in waiting for piece in of_file]
         answers = []
         for first in range(0, len(pieces), batch_size):
@@ -139,7 +149,18 @@ class Native:
             if not reason and not np.isfinite(own).all():
                 own, reason = own[:0], "the model's answer is not finite"
             suffixes = tuple(piece.suffix for piece in outcome.pieces) if not reason else ()
-            yield Read(outcome.row, own, suffixes, outcome.sha256, reason)
+            yield Read(outcome.row, own, suffixes, outcome.sha256, reason), outcome.more
+
+
+def _together(parts: Sequence[Read]) -> Read:
+    """One result for a file that came in parts; refused as a whole when any of them is."""
+    reason = next((part.reason for part in parts if part.reason), "")
+    if reason:
+        return Read(parts[0].row, parts[0].values[:0], (), parts[0].sha256, reason)
+    if len(parts) == 1:
+        return parts[0]
+    values = np.concatenate([part.values for part in parts if len(part.values)])
+    return Read(parts[0].row, values, tuple(suffix for part in parts for suffix in part.suffixes), parts[0].sha256)
 
 
 def open_checkpoint(folder: str | Path, device: str = "auto", need_head: bool = True,

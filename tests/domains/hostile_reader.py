@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from domains.sample import ManifestRow, Piece, Refused
+from domains.sample import ManifestRow, Part, Piece, Refused
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Hostile:
     nothing: float | None = None
 
 
-def read(row: ManifestRow, settings: Hostile) -> list[Piece]:
+def read(row: ManifestRow, settings: Hostile) -> list[Piece] | Part:
     """What the file's first word says."""
     verb, _, number = row.path.read_text().partition(" ")
     print("noise on stdout, and a patient's name")
@@ -40,6 +40,11 @@ def read(row: ManifestRow, settings: Hostile) -> list[Piece]:
     assert isinstance(settings.size, tuple) and settings.nested.names == ("a", "b") and settings.nothing is None
     assert settings.by_source["x"] == Nested(("c",))
     values = np.full((1, *settings.size), int(number) % 251, np.uint8)
+    if verb in ("parts", "crash"):
+        if row.part == 2 and verb == "crash":
+            ctypes.string_at(0)
+        pieces = [Piece(values, facts={"part": row.part}, suffix=f"@{row.part}")]
+        return Part(pieces if row.part != 1 else [], more=row.part < 3)
     if verb == "many":
         return [Piece(values, suffix=f"@{i}") for i in range(3)]
     return [Piece(values, mask=values[0], facts={"exact": np.float32(1.5), "list": [1, 2]})]  # type: ignore[dict-item]

@@ -52,6 +52,35 @@ def test_results_come_in_the_rows_order_with_any_number_of_workers(tmp_path: Pat
     assert [piece.suffix for piece in outcomes[9].pieces] == ["@0", "@1", "@2"]
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_in_parts_comes_in_order_and_between_its_neighbours(tmp_path: Path, workers: int) -> None:
+    rows = make_rows(tmp_path, {3: "parts", 4: "parts", 11: "parts"}, 12)
+    outcomes = read(rows, Limits(memory_gb=2, seconds=5, workers=workers))
+    assert [outcome.index for outcome in outcomes] == [0, 1, 2, *[3] * 4, *[4] * 4, *range(5, 11), *[11] * 4]
+    for outcome in outcomes:
+        assert outcome.row.path == rows[outcome.index].path and not outcome.reason
+        assert all((piece.values == outcome.index).all() for piece in outcome.pieces)
+    parts = [outcome for outcome in outcomes if outcome.index == 4]
+    assert [[piece.suffix for piece in part.pieces] for part in parts] == [["@0"], [], ["@2"], ["@3"]]
+    assert [part.more for part in parts] == [True, True, True, False]
+
+
+def test_a_file_that_fails_in_a_later_part_says_so_and_its_neighbours_are_read(tmp_path: Path) -> None:
+    outcomes = read(make_rows(tmp_path, {1: "crash", 3: "parts"}, 5), Limits(memory_gb=2, seconds=5, workers=2))
+    reasons = {outcome.index: outcome.reason for outcome in outcomes if outcome.reason}
+    assert list(reasons) == [1] and reasons[1].startswith("from part 3 on: ") and "SIGSEGV" in reasons[1]
+    assert [outcome.index for outcome in outcomes] == [0, 1, 1, 1, 2, 3, 3, 3, 3, 4]
+
+
+def test_a_file_that_changes_between_its_parts_is_refused(tmp_path: Path) -> None:
+    rows = make_rows(tmp_path, {0: "parts"}, 1)
+    outcomes = []
+    for outcome in read_all(rows, READER, Limits(memory_gb=2, seconds=5, workers=1)):
+        outcomes.append(outcome)
+        rows[0].path.write_text("parts 77")
+    assert outcomes[-1].reason == "from part 2 on: the file changed while it was read"
+
+
 def test_values_masks_and_facts_arrive_as_they_were_made(tmp_path: Path) -> None:
     piece = read(make_rows(tmp_path, {}, 8))[7].pieces[0]
     assert piece.values.dtype == np.uint8 and piece.values.shape == (1, 4, 5)
