@@ -10,7 +10,7 @@ import numpy as np
 from domains.manifest import SPLITS
 from domains.sample import Task
 from domains.shards import fingerprint
-from domains.splits import cut_groups, pseudonym
+from domains.splits import cut_groups, pseudonyms_of
 from domains.store import Prepared
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
@@ -50,8 +50,8 @@ def cut_group_faults(prepared: Prepared) -> list[str]:
     cut = cut_groups(prepared.column("group"), prepared.column("split"))
     if not cut:
         return []
-    return [f"splits: found {len(cut)} groups in more than one of train, val and test (sha256 begins with "
-            f"{', '.join(pseudonym(group) for group in cut[:3])}), expected every group whole in one"]
+    return [f"splits: found {len(cut)} groups in more than one of train, val and test "
+            f"({pseudonyms_of(cut)}), expected every group whole in one"]
 
 
 def _shape_faults(prepared: Prepared) -> list[str]:

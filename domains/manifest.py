@@ -60,6 +60,9 @@ class Files:
     """For group_by: pattern. A regular expression whose first bracket is the group: 'patient(\\d+)'."""
     follow_links: bool = False
     """Allow symbolic links that lead out of `folder`."""
+    pseudonymise: bool | None = None
+    """Keep keyed hashes in place of paths and groups, in everything that is made of the files. null: medical files yes,
+    others no, whose names are those of tiles and objects. The key: domains/pseudonyms.py."""
 
     def __post_init__(self) -> None:
         if (self.group_by == "pattern") != bool(self.group_pattern):
@@ -104,6 +107,7 @@ def read_manifest(files: Files, suffixes: tuple[str, ...], root: Path) -> Manife
     rows, num_lines, sources = [], 0, set()
     for line in lines:
         num_lines += 1
+        places.line = num_lines
         sources.add(line.get(files.source_column, ""))
         reason = _left_out(line, files) or _wrong_suffix(line[files.path_column], suffixes, places)
         if reason:
@@ -207,16 +211,18 @@ class _Places:
 
     def __init__(self, folder: Path, follow_links: bool) -> None:
         self.folder, self.follow_links = str(folder), follow_links
-        self.strays: list[str] = []
+        self.strays: list[int] = []
+        self.line = 0
+        self.lines: dict[str, list[int]] = {}
         self._parents: dict[str, str] = {}
 
     def find(self, text: str) -> Path:
         """The absolute path; a stray one is remembered."""
         joined = os.path.normpath(os.path.join(self.folder, text))
         if _ADDRESS.search(text) or not text or not self._inside(joined):
-            self.strays.append(text)
+            self.strays.append(self.line)
         elif not self.follow_links and not self._inside(self._real(joined)):
-            self.strays.append(text)
+            self.strays.append(self.line)
         return Path(joined)
 
     def key(self, text: str) -> str:

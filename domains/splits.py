@@ -1,6 +1,6 @@
 """Who is in train, val and test. A group (patient, scene or block, object) is never cut.
 
-Group names may be patient numbers: messages show a few of them as short hashes, never as text.
+Group names may be patient numbers: messages show the beginnings of a few pseudonyms, never a name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from domains import pseudonyms
 from domains.sample import ManifestRow, Task
 
 HELD = ("train", "val", "test")
@@ -44,8 +45,15 @@ class Splits:
 
 
 def pseudonym(group: str) -> str:
-    """A short hash that stands for a group in messages."""
-    return hashlib.sha256(group.encode()).hexdigest()[:12]
+    """What stands for a group in messages and checkpoints: the key's id and twelve digits of a keyed hash. Of a group
+    that the data set holds in clear (`files.pseudonymise: false`) it is twelve digits of a plain hash, which whoever
+    guesses the name can make as well."""
+    return pseudonyms.code_of(group) or hashlib.sha256(group.encode()).hexdigest()[:12]
+
+
+def pseudonyms_of(groups: Sequence[str]) -> str:
+    """A few groups as a message may show them."""
+    return ", ".join(pseudonym(group) for group in groups[:3]) + (", ..." if len(groups) > 3 else "")
 
 
 def cut_groups(groups: Iterable[str], splits: Iterable[str]) -> list[str]:
@@ -62,8 +70,8 @@ def assert_no_group_is_cut(groups: Iterable[str], splits: Iterable[str]) -> None
     """Raise GroupCut if a group lies in two of train, val and test. Every stage calls this before it writes."""
     cut = cut_groups(groups, splits)
     if cut:
-        raise GroupCut(f"splits: found {len(cut)} groups in more than one of train, val and test (sha256 begins with "
-                       f"{', '.join(pseudonym(group) for group in cut[:3])}{', ...' if len(cut) > 3 else ''}). "
+        raise GroupCut(f"splits: found {len(cut)} groups in more than one of train, val and test "
+                       f"({pseudonyms_of(cut)}). "
                        "Expected every group whole in one split. Remedy: correct the manifest's split column, or empty "
                        "it to have the rows divided anew; `domains.splits.cut_groups(groups, splits)` lists them.")
 

@@ -126,6 +126,9 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--out", type=Path, default=None, help="folder for the plot, CSV and JSON")
     sub = command("describe", _describe, "what was ingested")
     sub.add_argument("data", help="name of an ingest run, or a prepared folder")
+    sub = command("where", _where, "which files and groups pseudonyms stand for; prints names")
+    sub.add_argument("run", metavar="NAME", help="an ingest run")
+    sub.add_argument("codes", nargs="*", metavar="PSEUDONYM", help="none: the files in quarantine")
     sub = command("verify", _verify, "check prepared data and checkpoints for damage and leaks")
     sub.add_argument("names", nargs="*", metavar="NAME", help="runs or folders; none: all there are")
     sub.add_argument("--quick", action="store_true", help="bytes, index and splits; no statistics, no repeats")
@@ -254,6 +257,11 @@ def _describe(options: argparse.Namespace) -> None:
     from pipelines.describe import describe
     folder = Path(options.data)
     print(describe(folder if (folder / "index.parquet").is_file() else Path("data/prepared") / options.data))
+
+
+def _where(options: argparse.Namespace) -> None:
+    from pipelines.where import where
+    print(where(options.run, options.codes, Path.cwd()))
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -21,7 +21,8 @@ import torch
 from domains.contract import enforce
 from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
-from domains.splits import assert_no_group_is_cut, pseudonym
+from domains.pseudonyms import key_of
+from domains.splits import assert_no_group_is_cut, pseudonym, pseudonyms_of
 from domains.store import open_prepared
 from pipelines import metrics, report, tracking
 from pipelines.assessment import Arm, Unseen, assess
@@ -157,20 +158,25 @@ def predict_arm(arm: str, folder: Path, tuned: Mapping[str, Any], unseen: Unseen
             print(sentence)
         task: Task = record["task"]
         check_task(task, unseen.task, at)
-        check_unseen(record, unseen, at)
+        uncompared = check_unseen(record, unseen, at)
+        if uncompared:
+            reasons.setdefault(uncompared, []).append(str(seed))
         source = Source(unseen.prepared, contract, domain_code(settings.domain), unseen.rows)
         logits = predict(model, source, settings.batch_size, device)
         told.append(probabilities(logits, task.kind, record["temperature"]))
         temperatures[str(seed)] = float(record["temperature"])
         why = (record.get("temperature_fit") or {}).get("note", "")
         if why and task.kind != "regression":
-            reasons.setdefault(why, []).append(str(seed))
-    notes = tuple(f"temperature of {arm}, seed {', '.join(seeds)}: {why}" for why, seeds in reasons.items())
+            reasons.setdefault(f"temperature: {why}", []).append(str(seed))
+    notes = tuple(f"{arm}, seed {', '.join(seeds)}: {why}" for why, seeds in reasons.items())
     return Arm(np.stack(told), temperatures, notes)
 
 
-def check_unseen(record: Mapping[str, Any], unseen: Unseen, at: Path) -> None:
+def check_unseen(record: Mapping[str, Any], unseen: Unseen, at: Path) -> str:
     """Refuse when a test group was in what the weights were pretrained on, or the data is not what they were tuned on.
+
+    Returns:
+        Why groups could not be compared, where they are named by another key; else nothing.
 
     Raises:
         Leak, StaleCheckpoint.
@@ -183,12 +189,16 @@ def check_unseen(record: Mapping[str, Any], unseen: Unseen, at: Path) -> None:
     pool = set(record.get("pool_groups") or [])
     lengths = {len(code) for code in pool}
     groups = set(unseen.column("group"))
-    seen = sorted(group for group in groups if any(_code(group, length) in pool for length in lengths))
+    seen = sorted(group for group in groups if pseudonym(group) in pool
+                  or any(_code(group, length) in pool for length in lengths if not key_of(group)))
     if seen:
-        shown = ", ".join(pseudonym(group) for group in seen[:3]) + (", ..." if len(seen) > 3 else "")
-        raise Leak(f"leak: found {len(seen)} of {len(groups)} test groups in what {at} was pretrained on (sha256 "
-                   f"begins with {shown}), expected none. Remedy: pretrain again with the present splits, or move "
+        raise Leak(f"leak: found {len(seen)} of {len(groups)} test groups in what {at} was pretrained on "
+                   f"({pseudonyms_of(seen)}), expected none. Remedy: pretrain again with the present splits, or move "
                    "these groups to train.")
+    foreign = {key_of(code) for code in pool} - {key_of(group) for group in groups}
+    return (f"groups are named by another key ({', '.join(sorted(foreign)).strip(', ') or 'none'}) in what it was "
+            "pretrained on, so whether it has seen test groups cannot be told; ingest both with one key "
+            "(docs/security.md)") if foreign else ""
 
 
 def _code(group: str, length: int) -> str:

@@ -8,6 +8,7 @@ Legend: n rows, F features, C channels, M points; NaN is "missing", which the mo
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from domains import pseudonyms
 from domains.contract import Contract
 from domains.store import Prepared
+from pipelines import lineage
 from pipelines.metrics import Floats
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -99,6 +102,9 @@ def features(prepared: Prepared, settings: FloorSettings, rows: npt.NDArray[np.i
         case ManifestFloor():
             by_path = read_manifest(root / settings.manifest, settings.path_column, settings.columns)
             keys = prepared.column("key")
+            if len(keys) and pseudonyms.key_of(keys[0].partition("@")[0]):
+                key = pseudonyms.read_key(lineage.store_root(root))
+                by_path = {key.of_file(os.path.normpath(path)): cells for path, cells in by_path.items()}
             return encode([_of_key(by_path, keys[i]) for i in rows], [_of_key(by_path, keys[i]) for i in train])
         case IntensityFloor():
             return np.stack([intensity(prepared.values(int(i)), prepared.contract) for i in rows])

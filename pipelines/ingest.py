@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains import contract as contracts
-from domains import duplicates, joining, labels, seal, statistics
+from domains import duplicates, joining, labels, pseudonyms, seal, statistics
 from domains.contract import Contract
 from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
@@ -29,11 +29,13 @@ from domains.quarantine import Limits, Outcome, Reader, fault, read_all
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
-from pipelines import contact_sheet, data_summary, tracking
+from pipelines import contact_sheet, data_summary, lineage, tracking
 from pipelines.resources import disk_free, memory, size_text, time_text
 from pipelines.settings import build, plain
 
 Item = TypeVar("Item")
+QUARANTINE = "quarantine.csv"
+"""Every refused file: what it is called, its hash, and why."""
 PROBES_PER_SOURCE, MAX_PROBES, PROBE_BYTES = 8, 64, 256 * 2**20
 """Files read ahead of the rest, for the plausibility check and the estimate: enough to see a source's units."""
 
@@ -67,6 +69,12 @@ class DataRun:
     def __post_init__(self) -> None:
         if not 0 <= self.bad_files <= 1:
             raise ValueError(f"bad_files: found {self.bad_files}, expected a share from 0 to 1.")
+
+    @property
+    def pseudonymous(self) -> bool:
+        """Whether keyed hashes stand for paths and groups."""
+        wanted = self.files.pseudonymise
+        return self.domain == "medical" if wanted is None else wanted
 
 
 class DomainReader(NamedTuple):
@@ -113,17 +121,19 @@ def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     manifest = read_manifest(settings.files, domain.ingest.suffixes(read_settings), root)
     _say_filtered(name, manifest)
     rows, tasks, values = divide(manifest.rows, settings)  # before hours of reading, so that wrong labels end here
+    # Splits are a function of the true names, so that another key moves no patient; all that is written has the others.
+    named = pseudonyms.hide(rows, pseudonyms.read_key(lineage.store_root(root))) if settings.pseudonymous else rows
     contract = dataclasses.replace(domain.ingest.contract(read_settings), tasks=tasks)
     reader = Reader(domain.ingest.__name__, read_settings)
     target, report = root / "data/prepared" / name, root / "reports/ingest" / name
     with tracking.open_run(stage="ingest", name=name, root=root, settings=plain(settings), domain=settings.domain,
                            inputs=_inputs(settings, root)) as tracked:
-        probe(name, rows, reader, domain, settings, target)
+        probe(name, named, reader, domain, settings, target)
         with folder_in_the_making(target) as folder:
             write_text(folder / "reader.json", json.dumps(plain(read_settings), indent=2) + "\n")
-            refused, origins = _store(name, rows, values, contract, reader, settings, folder)
-            _write_quarantine(refused, folder / "quarantine.csv", report / "quarantine.csv")
-            refuse_if_too_many(refused, len(rows), settings.bad_files, report / "quarantine.csv")
+            refused, origins = _store(name, named, values, contract, reader, settings, folder)
+            _write_quarantine(refused, folder / QUARANTINE, report / QUARANTINE)
+            refuse_if_too_many(refused, len(rows), settings.bad_files, report / QUARANTINE)
             rows, joined = _join(name, settings, manifest, rows, origins, folder)
             prepared, summary = _finish(name, settings, manifest, rows, refused, joined, folder)
             contact_sheet.draw(prepared, domain.picture.picture, report / "contact_sheet.png")

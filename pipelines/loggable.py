@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pipelines import lineage
 
 MAX_PARAM = 5999
 """Characters of a parameter's value; MLflow takes 6000."""
@@ -52,13 +55,16 @@ def _text(value: Any, root: Path) -> str:
 
 
 def path_or_text(text: str, root: Path) -> str:
-    """Text as it is; an absolute path relative to the project, and one outside of it by its hash, since folders of a
-    hospital are named after people."""
-    if not Path(text).is_absolute():
-        return text
+    """Text as it is; an absolute path relative to the project, and one outside of it by a keyed hash, since folders of
+    a hospital are named after people."""
     path = Path(text)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else \
-        f"outside:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if path.is_absolute() and path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    if not path.is_absolute() and ".." not in path.parts:
+        return text
+    # Imported here, so that a run whose paths all lie inside never needs a key.
+    from domains import pseudonyms
+    return f"outside:{pseudonyms.read_key(lineage.store_root(root)).of_place(os.path.normpath(root / path))}"
 
 
 def _cut(text: str, limit: int) -> str:

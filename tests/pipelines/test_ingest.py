@@ -69,7 +69,8 @@ def make_files(root: Path, num: int = 60, bad: int = 0, splits: bool = False) ->
 def settings(**changes: Any) -> DataRun:
     raw: dict[str, Any] = {
         "domain": "medical",
-        "files": {"folder": "data/raw/a", "manifest": "data/raw/a/labels.csv", "mask_column": "mask"},
+        "files": {"folder": "data/raw/a", "manifest": "data/raw/a/labels.csv", "mask_column": "mask",
+                  "pseudonymise": False},
         "read": {"kind": "squares"}, "limits": {"memory_gb": 2, "seconds": 20, "workers": 2},
         "tasks": {"sick": {"kind": "single_label", "columns": ["sick"]},
                   "age": {"kind": "regression", "columns": ["age"]}},
