@@ -31,18 +31,21 @@ def canonical(text: str) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def resolve(task: Task, rows: Sequence[ManifestRow]) -> Task:
+def resolve(task: Task, rows: Sequence[ManifestRow], quote: bool = True) -> Task:
     """The task with its classes: as given, or the sorted values of the training split.
 
     Values are numbers in order of size where all are numbers, else texts in alphabetical order. Rows with a value that
     is no class count as unknown; `other_values` counts them, so that a report can say so.
+
+    Args:
+        quote: whether an error may show what the column holds, which may be names where the wrong one was named.
     """
     _check_columns(task, rows)
     if task.kind != "single_label":
         return task
     texts = _texts(task, rows)[:, 0]
     if task.classes:
-        _refuse_absent_classes(task, texts)
+        _refuse_absent_classes(task, texts, quote)
         return task
     train = sorted({text for text, row in zip(texts, rows, strict=True) if text and row.split == "train"},
                    key=_number_or_text)
@@ -70,7 +73,15 @@ def arrays(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
     if task.kind == "single_label":
         index = {canonical(name): float(i) for i, name in enumerate(task.classes)}
         return _lookup(texts, {text: index.get(text, math.nan) for text in np.unique(texts)})
-    return _lookup(texts, {text: _number(text, task) for text in np.unique(texts)})
+    numbers = {text: _number(text, task) for text in np.unique(texts)}
+    strange = [text for text, number in numbers.items() if number is None]
+    if strange:
+        expected = "0, 1 or empty" if task.kind == "multi_label" else "a finite number or empty"
+        first = int(np.argmax((texts == strange[0]).any(axis=1))) + 1
+        raise LabelError(f"columns {', '.join(task.columns)}: found {len(strange)} other values (first: row "
+                         f"{first} of those taken), expected {expected} in a {task.kind} task. Remedy: empty the cells "
+                         "whose label is unknown, or change the task's kind.")
+    return _lookup(texts, {text: number for text, number in numbers.items() if number is not None})
 
 
 def codes(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
@@ -121,18 +132,15 @@ def _lookup(texts: np.ndarray, table: Mapping[str, float]) -> np.ndarray:
     return np.array([table[text] for text in texts.ravel()], np.float32).reshape(texts.shape)
 
 
-def _number(text: str, task: Task) -> float:
+def _number(text: str, task: Task) -> float | None:
+    """NaN for unknown, None for what the task does not allow."""
     if text == "":
         return math.nan
-    expected = "0, 1 or empty" if task.kind == "multi_label" else "a finite number or empty"
     try:
         number = float(text)
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or (task.kind == "multi_label" and number not in (0.0, 1.0)):
-        raise LabelError(f"columns {', '.join(task.columns)}: found {text!r}, expected {expected} in a {task.kind} "
-                         "task. Remedy: empty the cells whose label is unknown, or change the task's kind.")
-    return number
+        return None
+    return number if math.isfinite(number) and (task.kind != "multi_label" or number in (0.0, 1.0)) else None
 
 
 def _number_or_text(text: str) -> tuple[int, float, str]:
@@ -150,10 +158,11 @@ def _check_columns(task: Task, rows: Sequence[ManifestRow]) -> None:
                          "Remedy: correct the task's columns.")
 
 
-def _refuse_absent_classes(task: Task, texts: np.ndarray) -> None:
+def _refuse_absent_classes(task: Task, texts: np.ndarray, quote: bool) -> None:
     found = set(texts) - {""}
     absent = [name for name in task.classes if canonical(name) not in found]
     if absent:
+        others = ", ".join(sorted(found)[:20]) if quote else f"{len(found)} other values" if found else ""
         raise LabelError(f"column {task.columns[0]}: found no row of class {', '.join(absent)}; it holds "
-                         f"{', '.join(sorted(found)[:20]) or 'nothing'}. Expected every one of `classes` to occur. "
+                         f"{others or 'nothing'}. Expected every one of `classes` to occur. "
                          "Remedy: correct `classes`, or the task's sources and where.")

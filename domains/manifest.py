@@ -22,6 +22,11 @@ from domains.sample import ManifestRow
 SPLITS = ("train", "val", "test", "unlabelled")
 """What a manifest's split column may say, besides nothing."""
 
+ENDINGS = ("(none)", ".bmp", ".csv", ".db", ".dcm", ".dicom", ".gz", ".htm", ".html", ".ima", ".ini", ".jpeg", ".jpg",
+           ".json", ".mha", ".mhd", ".nii", ".npy", ".nrrd", ".pdf", ".png", ".tif", ".tiff", ".txt", ".xlsx", ".xml",
+           ".zip")
+"""Endings that a message may show of files that could be named after a patient."""
+
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*:[\\/]{2}|/vsi|\0", re.IGNORECASE)
 """A URL, GDAL's virtual file systems (`/vsicurl/`, `/vsizip/`: also in the middle of a path), a NUL."""
 
@@ -104,19 +109,20 @@ def read_manifest(files: Files, suffixes: tuple[str, ...], root: Path) -> Manife
     lines = _csv_lines(files, root) if files.manifest else _folder_lines(folder)
     places = _Places(folder, files.follow_links)
     filtered: dict[str, Counter[str]] = {}
-    rows, num_lines, sources = [], 0, set()
+    rows, at, num_lines, sources = [], [], 0, set()
     for line in lines:
         num_lines += 1
         places.line = num_lines
         sources.add(line.get(files.source_column, ""))
         reason = _left_out(line, files) or _wrong_suffix(line[files.path_column], suffixes, places)
         if reason:
-            filtered.setdefault(reason[0], Counter())[reason[1]] += 1
+            filtered.setdefault(reason[0], Counter())[_countable(*reason) if files.pseudonymise else reason[1]] += 1
         else:
             rows.append(_row(line, files, places))
+            at.append(num_lines)
     places.refuse_if_any_left()
     counts = {what: dict(sorted(counter.items())) for what, counter in sorted(filtered.items())}
-    _refuse_unusable(rows, counts, num_lines, sources, files)
+    _refuse_unusable(rows, at, counts, num_lines, sources, files)
     return Manifest(rows, counts)
 
 
@@ -135,7 +141,9 @@ def _csv_lines(files: Files, root: Path) -> Iterator[dict[str, str]]:
         if missing:
             remedy = ("name it under files.group_column, or say how groups are found with files.group_by"
                       if missing == [files.group_column] else "set the column names under files")
-            raise ManifestError(f"{files.manifest}: found columns {', '.join(found)}, expected also "
+            # Where the header is missing, the first patient stands in its place.
+            shown = f"{len(found)} columns" if files.pseudonymise else f"columns {', '.join(found)}"
+            raise ManifestError(f"{files.manifest}: found {shown}, expected also "
                                 f"{', '.join(missing)}. Remedy: {remedy}.")
         try:
             for line in reader:
@@ -169,6 +177,12 @@ def _left_out(line: Mapping[str, str], files: Files) -> tuple[str, str] | None:
         if canonical(line.get(column, "")) != canonical(wanted):
             return f"where {column}", line.get(column, "")
     return None
+
+
+def _countable(why: str, which: str) -> str:
+    """What may be said of rows left out where names must not show: the source, which the run names, and an ending that
+    is one of many files'; 'Smith.John' has an ending as well."""
+    return which if why == "source" or which in ENDINGS else "(other)"
 
 
 def _wrong_suffix(text: str, suffixes: tuple[str, ...], places: _Places) -> tuple[str, str] | None:
@@ -213,7 +227,6 @@ class _Places:
         self.folder, self.follow_links = str(folder), follow_links
         self.strays: list[int] = []
         self.line = 0
-        self.lines: dict[str, list[int]] = {}
         self._parents: dict[str, str] = {}
 
     def find(self, text: str) -> Path:
@@ -239,7 +252,7 @@ class _Places:
         if self.strays:
             raise ManifestError(
                 f"paths: found {len(self.strays)} that are empty, lead out of files.folder, or are network or archive "
-                f"addresses (first: {', '.join(repr(text) for text in self.strays[:3])}). Expected paths inside "
+                f"addresses (first: rows {', '.join(map(str, dict.fromkeys(self.strays[:3])))}). Expected paths inside "
                 "files.folder. Remedy: set files.folder to a folder that holds all files; for symbolic links that you "
                 "trust set files.follow_links: true.")
 
@@ -259,8 +272,9 @@ class _Places:
         return os.path.realpath(joined) if link else joined
 
 
-def _refuse_unusable(rows: list[ManifestRow], filtered: dict[str, dict[str, int]], num_lines: int, sources: set[str],
-                     files: Files) -> None:
+def _refuse_unusable(rows: list[ManifestRow], at: list[int], filtered: dict[str, dict[str, int]], num_lines: int,
+                     sources: set[str], files: Files) -> None:
+    """Messages name rows by number (the first below the header is 1) and not by path, which may name a patient."""
     if not rows:
         raise ManifestError(f"found no row to ingest among {num_lines}; left out: {filtered or 'nothing'}; sources: "
                             f"{', '.join(sorted(sources)) or '(none)'}. Remedy: check files.sources, files.where and "
@@ -271,7 +285,9 @@ def _refuse_unusable(rows: list[ManifestRow], filtered: dict[str, dict[str, int]
                             f"{', '.join(sorted(sources))}.")
     twice = [key for key, count in Counter(row.key for row in rows).items() if count > 1]
     if twice:
-        raise ManifestError(f"paths: found {len(twice)} named more than once (first: {twice[0]!r}). "
+        first = [number for number, row in zip(at, rows, strict=True) if row.key == twice[0]]
+        raise ManifestError(f"paths: found {len(twice)} named more than once (first: rows "
+                            f"{', '.join(map(str, first[:3]))}). "
                             "Expected one row per file. Remedy: join the rows, or narrow them with files.where.")
     without = sum(not row.group for row in rows)
     if without:
@@ -280,5 +296,6 @@ def _refuse_unusable(rows: list[ManifestRow], filtered: dict[str, dict[str, int]
                             "folder or pattern if that is what a group is here.")
     strange = Counter(row.split for row in rows if row.split and row.split not in SPLITS)
     if strange:
-        raise ManifestError(f"splits: found {', '.join(sorted(strange)[:5])} in {sum(strange.values())} rows. Expected "
+        shown = f"{len(strange)} other values" if files.pseudonymise else ", ".join(sorted(strange)[:5])
+        raise ManifestError(f"splits: found {shown} in {sum(strange.values())} rows. Expected "
                             f"{', '.join(SPLITS)} or nothing. Remedy: rename them, or set files.split_column: ''.")

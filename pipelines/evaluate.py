@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import torch
 
 from domains.contract import enforce
+from domains.pseudonyms import key_of
 from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
-from domains.pseudonyms import key_of
 from domains.splits import assert_no_group_is_cut, pseudonym, pseudonyms_of
 from domains.store import open_prepared
 from pipelines import metrics, report, tracking
@@ -150,7 +150,7 @@ def predict_arm(arm: str, folder: Path, tuned: Mapping[str, Any], unseen: Unseen
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told: list[np.ndarray] = []
     temperatures: dict[str, float] = {}
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for seed in tuned["seeds"]:
         at = folder / arm / f"seed{seed}"
         model, contract, record = load_tuned(at)
@@ -160,15 +160,15 @@ def predict_arm(arm: str, folder: Path, tuned: Mapping[str, Any], unseen: Unseen
         check_task(task, unseen.task, at)
         uncompared = check_unseen(record, unseen, at)
         if uncompared:
-            reasons.setdefault(uncompared, []).append(str(seed))
+            reasons.setdefault((arm, uncompared), []).append(str(seed))
         source = Source(unseen.prepared, contract, domain_code(settings.domain), unseen.rows)
         logits = predict(model, source, settings.batch_size, device)
         told.append(probabilities(logits, task.kind, record["temperature"]))
         temperatures[str(seed)] = float(record["temperature"])
         why = (record.get("temperature_fit") or {}).get("note", "")
         if why and task.kind != "regression":
-            reasons.setdefault(f"temperature: {why}", []).append(str(seed))
-    notes = tuple(f"{arm}, seed {', '.join(seeds)}: {why}" for why, seeds in reasons.items())
+            reasons.setdefault((f"temperature of {arm}", why), []).append(str(seed))
+    notes = tuple(f"{what}, seed {', '.join(seeds)}: {why}" for (what, why), seeds in reasons.items())
     return Arm(np.stack(told), temperatures, notes)
 
 

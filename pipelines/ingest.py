@@ -30,6 +30,7 @@ from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
 from pipelines import contact_sheet, data_summary, lineage, tracking
+from pipelines.nameless import nameless
 from pipelines.resources import disk_free, memory, size_text, time_text
 from pipelines.settings import build, plain
 
@@ -76,6 +77,11 @@ class DataRun:
         wanted = self.files.pseudonymise
         return self.domain == "medical" if wanted is None else wanted
 
+    @property
+    def told(self) -> Files:
+        """`files` with `pseudonymise` as it is for this domain."""
+        return dataclasses.replace(self.files, pseudonymise=self.pseudonymous)
+
 
 class DomainReader(NamedTuple):
     """The modules of one domain that this stage needs, and its reader settings."""
@@ -113,12 +119,20 @@ def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     """Ingest and publish data/prepared/<name> and reports/ingest/<name>. Returns the metrics.
 
     Raises:
-        ManifestError, LabelError, GroupCut, SettingsError, IngestFailed: each a sentence for the user.
+        ManifestError, LabelError, GroupCut, SettingsError, KeyProblem, IngestFailed, Fault: each a sentence for the
+            user.
     """
+    if not settings.pseudonymous:
+        return _run(name, settings, root)
+    with nameless(f"ingest {name}", [root / "data/prepared", root / "reports"]):
+        return _run(name, settings, root)
+
+
+def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     began = time.monotonic()
     domain = domain_reader(settings.domain)
     read_settings = build(domain.settings, settings.read, f"ingest.{name}.read")
-    manifest = read_manifest(settings.files, domain.ingest.suffixes(read_settings), root)
+    manifest = read_manifest(settings.told, domain.ingest.suffixes(read_settings), root)
     _say_filtered(name, manifest)
     rows, tasks, values = divide(manifest.rows, settings)  # before hours of reading, so that wrong labels end here
     # Splits are a function of the true names, so that another key moves no patient; all that is written has the others.
@@ -157,7 +171,8 @@ def divide(rows: Sequence[ManifestRow], settings: DataRun, units: Mapping[str, s
     """
     to_stratify = {name: labels.codes(task, rows) for name, task in settings.tasks.items()}
     divided = assign(rows, settings.splits, settings.tasks, to_stratify, units)
-    tasks = {name: labels.resolve(task, divided) for name, task in settings.tasks.items()}
+    tasks = {name: labels.resolve(task, divided, quote=not settings.pseudonymous)
+             for name, task in settings.tasks.items()}
     return divided, tasks, {name: labels.arrays(task, divided) for name, task in tasks.items()}
 
 
@@ -340,10 +355,16 @@ def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Man
         "filtered_rows": sum(sum(counts.values()) for counts in manifest.filtered.values()),
         "group_by": settings.files.group_by,
         "repeats": {"near": near, **joined.record()},
-        "other_values": {task: labels.other_values(prepared.contract.tasks[task], rows) for task in settings.tasks},
+        "other_values": {task: _countable(labels.other_values(prepared.contract.tasks[task], rows), settings)
+                         for task in settings.tasks},
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return prepared, summary
+
+
+def _countable(counts: dict[str, int], settings: DataRun) -> dict[str, int]:
+    """Values that are none of the classes: added up where names must not show, since a column may hold anything."""
+    return {"(other)": sum(counts.values())} if counts and settings.pseudonymous else counts
 
 
 def by_samples(stacks: Iterable[statistics.Stack], total: int, what: str) -> Iterable[statistics.Stack]:

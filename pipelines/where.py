@@ -16,8 +16,8 @@ from domains.manifest import read_manifest
 from domains.pseudonyms import Key, read_key
 from domains.sample import ManifestRow
 from domains.splits import pseudonym
-from pipelines import lineage
-from pipelines.ingest import QUARANTINE, DataRun, domain_reader
+from pipelines import ingest, lineage
+from pipelines.ingest import QUARANTINE, DataRun
 from pipelines.settings import SettingsError, build, load_run
 
 
@@ -35,9 +35,9 @@ def where(name: str, codes: Sequence[str], root: Path) -> str:
     """
     settings = _settings(name, root)
     key = read_key(lineage.store_root(root)) if settings.pseudonymous else None
-    reader = domain_reader(settings.domain)
+    reader = ingest.domain_reader(settings.domain)
     endings = reader.ingest.suffixes(build(reader.settings, settings.read, f"ingest.{name}.read"))
-    rows = read_manifest(settings.files, endings, root).rows
+    rows = read_manifest(settings.told, endings, root).rows
     return "\n".join(_quarantined(name, rows, key, root) if not codes else _found(name, rows, key, codes))
 
 
@@ -55,7 +55,7 @@ def _settings(name: str, root: Path) -> DataRun:
 def _names(row: ManifestRow, key: Key | None) -> Iterator[str]:
     """What a file or its group is called in what was made of it."""
     file, group = (key.of_file(row.key), key.of_group(row.group)) if key else (row.key, row.group)
-    yield from (file, group, pseudonym(group), pseudonym(file))
+    yield from dict.fromkeys((file, group, pseudonym(group), pseudonym(file)))
 
 
 def _found(name: str, rows: Sequence[ManifestRow], key: Key | None, codes: Sequence[str]) -> list[str]:
@@ -65,7 +65,8 @@ def _found(name: str, rows: Sequence[ManifestRow], key: Key | None, codes: Seque
             by_name.setdefault(called, []).append(row)
     lines = []
     for code in codes:
-        found = by_name.get(code) or by_name.get(code.rpartition("@")[0])  # pieces of one file have a suffix behind an @
+        # The pieces of one file have a suffix behind an @.
+        found = by_name.get(code) or by_name.get(code.rpartition("@")[0])
         if not found:
             raise Unknown(f"{code}: found no file or group of ingest.{name} that it stands for"
                           f"{f' under key {key.id}' if key else ''}, expected a key, group or pseudonym of that run. "
