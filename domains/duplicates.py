@@ -30,6 +30,8 @@ CELLS = {2: 16, 3: 10}
 """Cells per axis of a thumbnail, for images and for volumes."""
 VALUES_PER_CELL = 8
 """Along an axis; more are passed over, since a mean of eight is steady enough and a large volume stays small."""
+KINDS = ("exact", "overlap", "near", "turned")
+"""What two samples may have in common, the surest first."""
 POINT_CELLS = 8
 """Cells per axis of the grid that stands for a cloud."""
 POINTS = 8192
@@ -52,7 +54,7 @@ class Leak:
     b: int
     """Row of the other."""
     what: str
-    """exact, near or overlap."""
+    """exact, near, turned (near once mirrored, turned or made a negative) or overlap."""
     score: float
     """1, the correlation, or the share of the smaller footprint."""
 
@@ -70,10 +72,17 @@ def find(prepared: Prepared, near: float | None = None, progress: Progress | Non
     found = [Leak(a, b, "exact", 1.0) for a, b in exact]
     same = set(exact)
     if near <= 1:
-        pairs = near_leaks(*signatures(prepared, progress), sides, near)
+        rows, vectors = signatures(prepared, progress)
+        pairs = near_leaks(rows, vectors, sides, near)
         found += [Leak(a, b, "near", score) for a, b, score in pairs if (a, b) not in same]
+        same |= {(a, b) for a, b, _ in pairs}
+        best: dict[tuple[int, int], float] = {}
+        for others in turned(vectors, prepared.contract.kind):
+            for a, b, score in near_leaks(rows, vectors, sides, near, others):
+                best[a, b] = max(score, best.get((a, b), 0.0))
+        found += [Leak(a, b, "turned", score) for (a, b), score in best.items() if (a, b) not in same]
     found += [Leak(a, b, "overlap", share) for a, b, share in _overlap_leaks(prepared.column("facts"), sides)]
-    order = {"exact": 0, "near": 1, "overlap": 2}
+    order = {kind: n for n, kind in enumerate(KINDS)}
     return sorted(found, key=lambda leak: (order[leak.what], leak.a, leak.b))
 
 
@@ -189,10 +198,32 @@ def _occupancy(clouds: np.ndarray) -> np.ndarray:
     return cells.astype(np.float32)
 
 
-def near_leaks(rows: np.ndarray, vectors: np.ndarray, sides: np.ndarray, near: float) -> list[tuple[int, int, float]]:
-    """Pairs of `rows` on different sides whose correlation is at least `near`, sorted."""
+def turned(vectors: np.ndarray, kind: str) -> Iterator[np.ndarray]:
+    """The signatures that the same n samples would have, had they been mirrored, turned by right angles (images) or
+    made a negative (films): as augmented copies that were saved to disk are."""
+    if kind == "points":
+        return  # a cloud may be turned by any angle, and no signature of ours stands that
+    axes = 2 if vectors.shape[1] == CELLS[2] ** 2 else 3
+    grid = vectors.reshape(-1, *[CELLS[axes]] * axes)
+    flips = [tuple(axis + 1 for axis in range(axes) if chosen >> axis & 1) for chosen in range(2**axes)]
+    for swapped in (False, True) if axes == 2 else (False,):
+        for flipped in flips:
+            if swapped or flipped:
+                other = np.flip(grid.swapaxes(1, 2) if swapped else grid, flipped)
+                yield np.ascontiguousarray(other.reshape(vectors.shape))
+    if kind == "xray":
+        yield -vectors
+
+
+def near_leaks(rows: np.ndarray, vectors: np.ndarray, sides: np.ndarray, near: float,
+               others: np.ndarray | None = None) -> list[tuple[int, int, float]]:
+    """Pairs of `rows` on different sides whose correlation is at least `near`, sorted.
+
+    Args:
+        others: what one of a pair is compared by, from `turned`.
+    """
     pairs: list[tuple[int, int, float]] = []
-    for left, right, scores in near_pairs(vectors, sides[rows], near):
+    for left, right, scores in near_pairs(vectors, sides[rows], near, others):
         pairs += [(*_ordered(int(rows[a]), int(rows[b]), sides), float(score))
                   for a, b, score in zip(left, right, scores, strict=True)]
         if len(pairs) > MAX_PAIRS:

@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 
 from domains import duplicates
-from domains.duplicates import Leak, Progress
+from domains.duplicates import KINDS, Leak, Progress
 from domains.near_search import near_pairs
 from domains.store import Prepared
 
 MAX_SHARE = 0.2
 """Share of the rows above which a unit is too large to be divided fairly: more than a test set holds."""
 MIN_CHAIN = 10
-"""Groups from which on a unit is called a chain; in small data a pair of groups may be a fifth of all."""
-KINDS = ("exact", "overlap", "near")
-"""Kinds of link, the surest first. When a chain grows too large, the least sure are left out first."""
+"""Groups from which on a unit is called a chain; in small data a pair of groups may be a fifth of all. When a chain
+grows too large, the least sure kind of link is left out first."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,9 @@ def join(prepared: Prepared, groups: Sequence[str], ours: np.ndarray, near: floa
         rows, signatures = duplicates.signatures(prepared, progress)
         for left, right, score in near_pairs(signatures, codes[rows], near):
             forest.add(rows[left], rows[right], score, "near")
+        for others in duplicates.turned(signatures, prepared.contract.kind):
+            for left, right, score in near_pairs(signatures, codes[rows], near, others):
+                forest.add(rows[left], rows[right], score, "turned")
     return _choose(names, codes, ours, forest.links)
 
 

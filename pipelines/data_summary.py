@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from domains import labels
-from domains.duplicates import Leak
+from domains.duplicates import KINDS, Leak
 from domains.store import Prepared
 
 SPLITS = ("train", "val", "test", "unlabelled")
@@ -50,9 +50,9 @@ def _label_counts(prepared: Prepared, task: str) -> dict[str, dict[str, int]]:
 
 
 def leak_counts(prepared: Prepared, leaks: Sequence[Leak]) -> dict[str, dict[str, int]]:
-    """{"near": {"train-test": 3}}; always names the three sorts, so that a 0 is said and not left to guess."""
+    """{"near": {"train-test": 3}}; always names every sort, so that a 0 is said and not left to guess."""
     splits = prepared.column("split")
-    counts: dict[str, Counter[str]] = {"exact": Counter(), "near": Counter(), "overlap": Counter()}
+    counts: dict[str, Counter[str]] = {what: Counter() for what in KINDS}
     for leak in leaks:
         counts[leak.what][f"{splits[leak.a]}-{splits[leak.b]}"] += 1
     return {what: dict(sorted(counter.items())) for what, counter in counts.items()}

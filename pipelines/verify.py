@@ -115,14 +115,15 @@ def prepared_verdict(folder: Path, root: Path, quick: bool = False) -> Verdict:
     """What is wrong with a prepared folder; see `verify`."""
     verdict = Verdict(_shown(folder, root))
     sealed = _check_bytes(folder, verdict)
+    digest = sealed.digest if sealed else ""
     try:
         prepared = Prepared(folder, check_reads=False, check_seal=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         verdict.faults.append(f"cannot be opened: {error}")
     else:
+        digest = digest or prepared.digest  # when only the seal is damaged, the data itself still tells
         _check_content(prepared, verdict, quick)
     verdict.remedy = "copy the folder again from where it is whole, or run `lacuna ingest` again."
-    digest = sealed.digest if sealed else ""
     runs = made_from(digest, root) if verdict.faults and digest else []
     if runs:
         verdict.notes.append(f"made from this data: {', '.join(runs)}. What they learnt before it was damaged stands; "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,21 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path, alte
     splits = ["train"] * 60 + ["val", "test"] * 10
     found = duplicates.find(write(tmp_path, [values[None] for values in samples], splits))
     assert [(leak.a, leak.b, leak.what) for leak in found] == [(i, 60 + i, "near") for i in range(20)]
+
+
+@pytest.mark.parametrize("turn", [np.fliplr, np.flipud, np.rot90, np.transpose, lambda v: 255 - v])
+def test_mirrored_turned_and_negative_copies_are_found_and_called_turned(tmp_path: Path, turn: Any) -> None:
+    samples = [scene(i) for i in range(60)] + [np.ascontiguousarray(turn(scene(i))) for i in range(20)]
+    found = duplicates.find(write(tmp_path, [values[None] for values in samples], ["train"] * 60 + ["test"] * 20))
+    assert [(leak.a, leak.b, leak.what) for leak in found] == [(i, 60 + i, "turned") for i in range(20)]
+
+
+def test_mirrored_volumes_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(0, 9, (1, 10, 10, 10)).repeat(2, axis=1).astype(np.int16) for _ in range(30)]
+    samples += [np.ascontiguousarray(samples[i][:, :, ::-1]) for i in range(10)]
+    found = duplicates.find(write(tmp_path, samples, ["train"] * 30 + ["test"] * 10, kind="ct"))
+    assert [(leak.a, leak.b, leak.what) for leak in found] == [(i, 30 + i, "turned") for i in range(10)]
 
 
 def test_exact_copies_are_found_once_and_called_exact(tmp_path: Path) -> None:
