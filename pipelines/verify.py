@@ -153,22 +153,28 @@ def _check_bytes(folder: Path, verdict: Verdict) -> Seal | None:
 def _check_content(prepared: Prepared, verdict: Verdict, quick: bool) -> None:
     title = f"verify {prepared.folder.name}"
 
-    def check(what: str, found: list[str]) -> None:
+    def check(what: str, look: Callable[[], list[str]]) -> bool:
+        found = _or_fault(look, what)
         verdict.faults.extend(found)
         verdict.checked.extend([] if found else [what])
+        return not found
 
-    rows = integrity.damaged_samples(prepared, lambda all_rows, total: bar(all_rows, total, f"{title}: samples"))
-    check(f"{len(prepared)} samples", [f"sample {i} (row {i} of index.parquet, {prepared.place(i)}): found other bytes "
-                                       "than were written" for i in rows])
-    check("index", _or_fault(lambda: integrity.index_faults(prepared), "index"))
-    check("splits", integrity.cut_group_faults(prepared))
-    check("contract", _or_fault(lambda: _contract_faults(prepared), "contract"))
-    if quick or rows:
+    whole = check(f"{len(prepared)} samples", lambda: _sample_faults(prepared, f"{title}: samples"))
+    check("index", lambda: integrity.index_faults(prepared))
+    check("splits", lambda: integrity.cut_group_faults(prepared))
+    check("contract", lambda: _contract_faults(prepared))
+    if quick or not whole:
         verdict.notes.append("statistics and repeats across splits were not looked at"
-                             + (": there are damaged samples" if rows else ""))
+                             + ("" if whole else ": there are damaged samples"))
         return
-    check("statistics", _or_fault(lambda: _statistics_faults(prepared), "statistics"))
-    check("no unlisted repeat", _or_fault(lambda: _repeat_faults(prepared, verdict), "repeats"))
+    check("statistics", lambda: _statistics_faults(prepared))
+    check("no unlisted repeat", lambda: _repeat_faults(prepared, verdict))
+
+
+def _sample_faults(prepared: Prepared, title: str) -> list[str]:
+    rows = integrity.damaged_samples(prepared, lambda all_rows, total: bar(all_rows, total, title))
+    return [f"sample {i} (row {i} of index.parquet, {prepared.place(i)}): found other bytes than were written"
+            for i in rows]
 
 
 def _or_fault(look: Callable[[], list[str]], what: str) -> list[str]:
