@@ -32,7 +32,7 @@ from pipelines.verify import verify
 
 PARAMS: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 RUNS = ("xray", "ct", "parcels", "shapes")
-SMALLER = {"labelled": 48, "unlabelled": 24}
+SMALLER = {"labelled": 24, "unlabelled": 12}
 
 
 def main(num: int) -> int:
