@@ -235,7 +235,7 @@ class Training(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def make_optimiser(groups: list[dict[str, Any]], plan: Optimisation, fused: bool) -> torch.optim.Optimizer:
+def make_optimiser(groups: list[dict[str, Any]], plan: Optimisation, fused: bool = True) -> torch.optim.Optimizer:
     """What the settings name; each group brings its own rate and decay. `fused`: AdamW in one kernel, on a GPU."""
     if plan.optimiser == "adan":
         return Adan(groups, plan.learning_rate, (plan.betas[0], plan.betas[1], plan.betas[2]), cautious=plan.cautious)
