@@ -1,14 +1,15 @@
 """The opponent: masked autoencoding as the paper's figure 1 draws it, step by step (He et al. 2022).
 
-All patches are embedded, shuffled by sorted noise, and the first are kept; the decoder gets mask tokens, puts all tokens
-back in their places, predicts every patch, and the loss is masked afterwards. `attention` chooses between the textbook's
-two products with a softmax between them and torch's fused one: the second is the strongest baseline.
+All patches are embedded, shuffled by sorted noise, and the first are kept; the decoder gets mask tokens, puts all
+tokens back in their places, predicts every patch, and the loss is masked afterwards. `how` chooses between the
+textbook's two products with a softmax between them and torch's fused attention: the second is the strongest baseline.
 
 Legend: B batch, N patches, V visible, E width, h heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -116,20 +117,41 @@ class PlainMAE(nn.Module):
         return self.predict(self.decoder_norm(tokens))[:, 1:]
 
 
+def counterparts(ours: MaskedAutoencoder, plain: PlainMAE) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """Each of our weights and the opponent's that means the same. All have one shape but the patches' projection."""
+    encoder, decoder = ours.encoder, ours.decoder
+    yield encoder.tokenizer.project.weight, plain.patch_embed.weight
+    yield encoder.tokenizer.project.bias, plain.patch_embed.bias
+    assert encoder.class_token is not None
+    yield encoder.class_token, plain.class_token
+    yield decoder.mask_token, plain.mask_token
+    layers = [(encoder.norm, plain.norm), (decoder.norm, plain.decoder_norm), (decoder.embed, plain.decoder_embed),
+              (ours.readout.project, plain.predict)]
+    for mine, theirs in zip([*encoder.blocks, *decoder.blocks], [*plain.blocks, *plain.decoder_blocks], strict=True):
+        layers += [(mine.norm1, theirs.norm1), (mine.norm2, theirs.norm2), (mine.attention.qkv, theirs.qkv),
+                   (mine.attention.proj, theirs.proj), (mine.mlp[0], theirs.fc1), (mine.mlp[3], theirs.fc2)]
+    for mine, theirs in layers:
+        yield from zip(mine.parameters(), theirs.parameters(), strict=True)
+
+
+def as_theirs(mine: Tensor, theirs: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """Our projection of a patch holds its values with the channel last, a convolution's kernel has it first."""
+    return mine if mine.shape == theirs.shape else mine.reshape(len(mine), *patch, -1).movedim(-1, 1)
+
+
 @torch.no_grad()
 def copy_weights(ours: MaskedAutoencoder, plain: PlainMAE) -> None:
     """Give the opponent our weights."""
-    encoder, decoder, readout = ours.encoder, ours.decoder, ours.readout
-    kernel = encoder.tokenizer.project.weight.reshape(-1, *plain.patch, plain.channels).movedim(-1, 1)
-    plain.patch_embed.weight.copy_(kernel)
-    plain.patch_embed.bias.copy_(encoder.tokenizer.project.bias)
-    plain.class_token.copy_(encoder.class_token)
-    plain.mask_token.copy_(decoder.mask_token)
-    for theirs, mine in ((plain.norm, encoder.norm), (plain.decoder_norm, decoder.norm),
-                         (plain.decoder_embed, decoder.embed), (plain.predict, readout.project)):
-        theirs.load_state_dict(mine.state_dict())
-    for blocks, from_ours in ((plain.blocks, encoder.blocks), (plain.decoder_blocks, decoder.blocks)):
-        for theirs, mine in zip(blocks, from_ours, strict=True):
-            for name, layer in (("norm1", mine.norm1), ("norm2", mine.norm2), ("qkv", mine.attention.qkv),
-                                ("proj", mine.attention.proj), ("fc1", mine.mlp[0]), ("fc2", mine.mlp[3])):
-                getattr(theirs, name).load_state_dict(layer.state_dict())
+    for mine, theirs in counterparts(ours, plain):
+        theirs.copy_(as_theirs(mine, theirs, plain.patch))
+
+
+def gradients_apart(ours: MaskedAutoencoder, plain: PlainMAE) -> float:
+    """Norm of the difference of both gradients over the norm of ours."""
+    difference = total = 0.0
+    for mine, theirs in counterparts(ours, plain):
+        assert mine.grad is not None and theirs.grad is not None
+        gradient = as_theirs(mine.grad, theirs, plain.patch)
+        difference += float((gradient - theirs.grad).square().sum())
+        total += float(gradient.square().sum())
+    return (difference / total) ** 0.5

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -334,7 +335,8 @@ class Prepared:
         if name not in self._maps:
             path = self.folder / name
             try:
-                self._maps[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+                # as a plain array: numpy's subclass for maps costs a microsecond for every slice
+                self._maps[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError) as error:
                 raise DamagedData(f"{path.name} in {self.folder} cannot be mapped ({type(error).__name__}): it is "
                                   "missing or cut short. Remedy: run `lacuna ingest` again.") from error
@@ -393,4 +395,4 @@ def _gaps(rows: np.ndarray, shards: np.ndarray, offsets: np.ndarray, sizes: np.n
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)

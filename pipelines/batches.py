@@ -92,15 +92,24 @@ class Source:
     """n L over the whole index, NaN unknown."""
 
     def fetch(self, row: int, draws: np.ndarray | None) -> np.ndarray:
-        """One sample in the stored dtype, cut to the contract's size."""
+        """One sample in the stored dtype, cut to the contract's size; a view where nothing had to be moved."""
         values: np.ndarray = self.code.dataset.fetch(self.prepared.values(row), self.contract, draws)
         return values
 
     def read(self, rows: np.ndarray, draws: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """The raw samples and labels of some rows."""
-        stacked = np.stack([self.fetch(int(row), None if draws is None else draws[i]) for i, row in enumerate(rows)])
+        """The raw samples and labels of some rows. On a machine with a GPU they lie in pinned memory, from where they
+        are copied to it while it works."""
+        first = self.fetch(int(rows[0]), None if draws is None else draws[0])
+        raw = torch.empty((len(rows), *first.shape), dtype=torch.from_numpy(np.empty(0, first.dtype)).dtype,
+                          pin_memory=torch.cuda.is_available())
+        held = raw.numpy()
+        held[0] = first
+        for i in range(1, len(rows)):
+            sample = self.fetch(int(rows[i]), None if draws is None else draws[i])
+            assert sample.shape == first.shape, (sample.shape, first.shape)
+            held[i] = sample
         labels = np.empty((len(rows), 0), np.float32) if self.labels is None else self.labels[rows]
-        return torch.from_numpy(stacked), torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32))
+        return raw, torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32))
 
     def normalise(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         """Raw values on the device -> (x, known)."""
@@ -138,10 +147,16 @@ class TrainingBatches:
         first = step * self.batch_size + (micro * self.world + self.rank) * share
         rows, epochs = self._samples(np.arange(first, first + share))
         ids, seen = torch.from_numpy(rows), torch.from_numpy(epochs)
-        chance = chance_of(self.seed, step, micro, ids, seen)
-        draws = chance.uniform(self.source.code.dataset.NUM_FETCH_DRAWS, _FETCH).numpy()
-        raw, labels = self.source.read(rows, draws)
+        raw, labels = self.source.read(rows, self._draws(ids, seen, step, micro))
         return RawBatch(raw, labels, ids, seen, step, micro)
+
+    def draws(self, batch: RawBatch) -> np.ndarray:
+        """B NUM_FETCH_DRAWS uniforms: what places the crops of this batch."""
+        return self._draws(batch.ids, batch.epochs, batch.step, batch.micro_batch)
+
+    def _draws(self, ids: Tensor, epochs: Tensor, step: int, micro: int) -> np.ndarray:
+        chance = chance_of(self.seed, step, micro, ids, epochs)
+        return chance.uniform(self.source.code.dataset.NUM_FETCH_DRAWS, _FETCH).numpy()
 
     def _samples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and epochs at these positions of the endless stream."""

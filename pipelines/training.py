@@ -228,21 +228,24 @@ class Training(lightning.LightningModule):
         """The optimiser, with a warm-up and cosine that are functions of the absolute step."""
         plan = self.job.optimisation
         groups = parameter_groups(self.model, plan, self.job.num_blocks)
-        on_gpu = next(self.model.parameters()).is_cuda
-        optimizer = make_optimiser(groups, plan, fused=on_gpu)
+        optimizer = make_optimiser(groups, plan)
         start = self.start_step
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(plan, start + step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def make_optimiser(groups: list[dict[str, Any]], plan: Optimisation, fused: bool = True) -> torch.optim.Optimizer:
-    """What the settings name; each group brings its own rate and decay. `fused`: AdamW in one kernel, on a GPU."""
+def make_optimiser(groups: list[dict[str, Any]], plan: Optimisation) -> torch.optim.Optimizer:
+    """What the settings name; each group brings its own rate and decay."""
     if plan.optimiser == "adan":
         return Adan(groups, plan.learning_rate, (plan.betas[0], plan.betas[1], plan.betas[2]), cautious=plan.cautious)
     betas = (plan.betas[0], plan.betas[1])
     if plan.cautious:
         return CautiousAdamW(groups, plan.learning_rate, betas)
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=betas, fused=fused)
+    # One pass over each weight and its state, on a CPU too: a quarter of the time of one operation after another.
+    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=betas, fused=True)
+    # Lightning refuses to clip for optimisers that undo a gradient scaler's factor themselves; bf16 has no scaler.
+    optimiser._step_supports_amp_scaling = False
+    return optimiser
 
 
 def learning_rate_share(plan: Optimisation, step: int) -> float:

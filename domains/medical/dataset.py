@@ -22,7 +22,8 @@ def fetch(values: np.ndarray, contract: Contract, draws: np.ndarray | None) -> n
         draws: NUM_FETCH_DRAWS uniforms in [0, 1) that place the crop; None takes the centre.
 
     Returns:
-        C H W or C D H W in the stored dtype. Where the sample is smaller, it is centred among the contract's unknown.
+        C H W or C D H W in the stored dtype, a view where it can be. Where the sample is smaller, it is
+        centred among the contract's unknown.
     """
     spatial = values.shape[1:]
     if len(spatial) != len(contract.size):
@@ -37,7 +38,7 @@ def fetch(values: np.ndarray, contract: Contract, draws: np.ndarray | None) -> n
         paste.append(slice((wanted - taken) // 2, (wanted - taken) // 2 + taken))
     crop = values[tuple(cut)]
     if crop.shape[1:] == tuple(contract.size):
-        return np.array(crop)
+        return crop
     if contract.unknown is None:
         raise ValueError(f"size: found a sample of {spatial}, expected at least {contract.size}, since this data has "
                          "no value for unknown places to pad with. Ingest again at this size.")

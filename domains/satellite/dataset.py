@@ -19,8 +19,11 @@ def fetch(values: np.ndarray, contract: Contract, draws: np.ndarray | None) -> n
     """A crop of the contract's size out of a stored sample, which is at least as large.
 
     Args:
-        values: C H W, a view into the map; only the crop is copied.
+        values: C H W, a view into the map.
         draws: NUM_FETCH_DRAWS uniforms in [0, 1) that place the crop; None for the centre.
+
+    Returns:
+        C H W in the stored dtype, a view of `values`: only the crop is read, when it is copied.
     """
     offsets = []
     for axis, want in enumerate(contract.size):
@@ -30,7 +33,7 @@ def fetch(values: np.ndarray, contract: Contract, draws: np.ndarray | None) -> n
                              "Remedy: ingest again with this `size`; smaller files are padded there.")
         offsets.append(spare // 2 if draws is None else int(draws[axis] * (spare + 1)))
     top, left = offsets
-    return np.ascontiguousarray(values[:, top:top + contract.size[0], left:left + contract.size[1]])
+    return values[:, top:top + contract.size[0], left:left + contract.size[1]]
 
 
 def normalise(raw: Tensor, contract: Contract) -> tuple[Tensor, Tensor | None]:

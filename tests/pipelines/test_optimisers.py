@@ -128,7 +128,7 @@ def test_a_weight_without_a_gradient_stays_and_counts_its_own_steps():
 def test_adamw_is_torchs_own_unless_it_is_to_be_cautious():
     def made(**changes: object) -> torch.optim.Optimizer:
         groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": 1e-4, "weight_decay": 0.0}]
-        return make_optimiser(groups, Optimisation(steps=4, **changes), fused=False)
+        return make_optimiser(groups, Optimisation(steps=4, **changes))
 
     plain, cautious = made(), made(cautious=True)
     assert type(plain) is torch.optim.AdamW and type(cautious) is CautiousAdamW
@@ -187,7 +187,7 @@ def test_the_estimate_counts_the_numbers_that_an_optimiser_keeps(tmp_path, monke
     monkeypatch.setattr(estimate, "measure", lambda *of: (0.1, 0))
     cost = estimate.announce("trial", one, num_samples=8)
     assert cost is not None and cost.memory == 4 * kept * sum(weight.numel() for weight in one.model.parameters())
-    optimiser = make_optimiser([{"params": list(one.model.parameters())}], one.optimisation, fused=False)
+    optimiser = make_optimiser([{"params": list(one.model.parameters())}], one.optimisation)
     sum(weight.square().sum() for weight in one.model.parameters()).backward()
     optimiser.step()
     held = sum(value.numel() for state in optimiser.state.values() for value in state.values()

@@ -108,3 +108,11 @@ def test_patch_sizes_that_the_data_cannot_be_cut_at_are_refused_before_training(
 def test_a_pretraining_from_a_start_takes_its_weights_and_no_initialisation() -> None:
     with pytest.raises(SettingsError, match="found mimetic beside a start"):
         build(PretrainRun, pretrain_settings("xray", start="artifacts/pretrain/xray", initialisation="mimetic"), "test")
+
+
+def test_gradients_are_clipped_under_bf16(tmp_path: Path) -> None:
+    prepare(tmp_path / "data/prepared/xray")
+    machine = {"accelerator": "cpu", "precision": "bf16-mixed"}
+    plan = {"steps": 2, "batch_size": 8, "log_every": 1, "clip": 0.5}
+    settings = build(PretrainRun, {**pretrain_settings("xray", optimisation=plan), "machine": machine}, "pretrain.test")
+    assert pretrain.run("clipped", settings, tmp_path)["steps"] == 2

@@ -45,11 +45,9 @@ def test_what_is_too_small_is_padded_with_unknown_around_it() -> None:
     assert (out != CT.unknown).sum() == 2 * 5 * 3
 
 
-def test_a_crop_is_a_copy_that_outlives_the_shard() -> None:
+def test_a_crop_is_a_view_so_that_only_the_batch_copies_it() -> None:
     volume = numbered(4, 5, 6)
-    out = fetch(volume, CT, None)
-    out[:] = 0
-    assert volume.max() > 0
+    assert np.shares_memory(fetch(volume, CT, None), volume)
 
 
 def test_data_without_an_unknown_value_is_never_padded() -> None:
