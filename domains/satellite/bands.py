@@ -7,6 +7,7 @@ Landsat-8), so a number is only understood together with its sensor, and names a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Sensor = Literal["sentinel2", "landsat8", "other"]
@@ -36,6 +37,16 @@ SYNONYMS = {"nir08": "nir_narrow", "nir8a": "nir_narrow", "nirnarrow": "nir_narr
 CODE = re.compile(r"(?:SR_)?B0*([1-9]\d?)(A?)", re.IGNORECASE)
 RESOLUTION_ENDING = re.compile(r"_\d{2}m$")
 """How Sentinel-2 products end a band's file name: T31UFS_20230601T105031_B02_10m."""
+NEAR = 0.03
+"""Relative distance within which a band is taken for one that is asked for: 15 nm at blue, 48 nm at 1600. Red and the
+first red edge are 6 % apart, Sentinel-2's two near infrareds 4 %; the same band of two makers up to 2.5 %."""
+CONTRADICTS = 0.05
+"""Relative distance from which a band's wavelength speaks against its name."""
+BROAD = ("pan",)
+"""Bands that no wavelength stands for."""
+WAVELENGTH_RANGE_NM = (300.0, 20_000.0)
+IN_WORDS = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|nanomet\w*|um|µm|micromet\w*|microns?)\b", re.IGNORECASE)
+"""How a description tells a wavelength: "Band 43 (665.30 nm)", "0.665 um"."""
 UNUSED = "-"
 """Written in a list of a file's bands for one to pass over."""
 
@@ -113,3 +124,39 @@ def of_file(stem: str, sensor: Sensor) -> str | None:
         if identity is not None and (sensor != "other" or ending == parts[-1] or identity in GENERIC):
             return identity
     return None
+
+
+def told_wavelength(description: str, tags: Mapping[str, str]) -> float | None:
+    """Nanometres that a file says of one of its bands; None where it says nothing that can be true.
+
+    Args:
+        tags: of the band: GDAL's CENTRAL_WAVELENGTH_UM, or `wavelength` with `wavelength_units` as ENVI's headers have.
+    """
+    plain = {name.lower(): text for name, text in tags.items()}
+    for name in ("central_wavelength_um", "central_wavelength_nm", "center_wavelength", "central_wavelength",
+                 "wavelength"):
+        unit = name.rpartition("_")[2] if name[-3:] in ("_um", "_nm") else plain.get("wavelength_units", "")
+        number = re.match(r"\s*(\d+(?:\.\d+)?)\s*(\D*)$", plain.get(name, ""))
+        if number:
+            return _nanometres(float(number[1]), number[2].strip() or unit)
+    words = IN_WORDS.search(description)
+    return _nanometres(float(words[1]), words[2]) if words else None
+
+
+def _nanometres(value: float, unit: str) -> float | None:
+    """Without a unit, numbers below 100 are micrometres: no sensor here sees either 50 nm or 50 micrometres."""
+    nanometres = value if unit.lower().startswith("n") or (not unit and value >= 100) else value * 1000
+    low, high = WAVELENGTH_RANGE_NM
+    return nanometres if low <= nanometres <= high else None
+
+
+def by_wavelength(found: Sequence[float | None], wanted: Mapping[str, float]) -> list[str | None]:
+    """For each band of a file the wanted identity that it is nearest to, within NEAR; every identity goes to one band
+    and every band to one identity, the closest pairs first."""
+    pairs = sorted((abs(have - want) / want, place, identity) for place, have in enumerate(found) if have is not None
+                   for identity, want in wanted.items() if identity not in BROAD and abs(have - want) <= NEAR * want)
+    given: dict[int, str] = {}
+    for _, place, identity in pairs:
+        if place not in given and identity not in given.values():
+            given[place] = identity
+    return [given.get(place) for place in range(len(found))]

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from domains.contract import SPACING_TOLERANCE, Channel, Contract
-from domains.sample import UNKNOWN_CLASS, ManifestRow, Piece, Refused
+from domains.contract import Channel, Contract
+from domains.sample import ManifestRow, Part, Piece, Refused
 from domains.satellite import bands as names
+from domains.satellite import deflated, georeference, units
 from domains.satellite import scene as scenes
-from domains.satellite import units
 from domains.satellite.bands import Sensor
-from domains.satellite.scene import BUDGET, Layer, Place, Scene
+from domains.satellite.scene import Layer, Place, Scene
 from domains.satellite.settings import Encoding, Multispectral
 from domains.satellite.units import REFLECTANCE, UNKNOWN
 
@@ -36,8 +36,11 @@ MAGIC = {"GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "JP2OpenJPEG": (b"\0
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PNG"}
 BLOCK_BUDGET = 2**28
 """Bytes that one strip or tile inside a file may decode to: GDAL reads these whole."""
-METRES_PER_DEGREE = 111_320.0
-"""Along a meridian; grids in degrees get their ground resolution from it."""
+CACHE_MB = 256
+"""Decoded blocks that GDAL keeps: a row of blocks of a Sentinel-2 granule in all its bands, so that none is decoded
+again for the next tile."""
+NOT_IMAGES = ("MSK_",)
+"""How Sentinel-2 products begin the names of quality masks, which end like the band that they are about."""
 
 
 def suffixes(settings: Multispectral) -> tuple[str, ...]:
@@ -52,7 +55,7 @@ def contract(settings: Multispectral) -> Contract:
         identity = names.identify(name, settings.sensor)
         assert identity is not None, "names are checked with the settings"
         channels.append(Channel(name=name, unit=f"reflectance x {REFLECTANCE}",
-                                wavelength_nm=names.wavelength(identity, settings.sensor),
+                                wavelength_nm=settings.wanted_wavelengths.get(identity),
                                 low=0.0, high=settings.brightest * REFLECTANCE))
     spacing = None if settings.resolution_m is None else (settings.resolution_m, settings.resolution_m)
     return Contract(domain="satellite", kind="multispectral", channels=tuple(channels), dtype="uint16",
@@ -67,8 +70,8 @@ def implausible(pieces: list[Piece], settings: Multispectral) -> str | None:
     return units.contradiction([piece.values for piece in pieces], settings.bands, negative)
 
 
-def read(row: ManifestRow, settings: Multispectral) -> list[Piece]:
-    """One manifest row as samples.
+def read(row: ManifestRow, settings: Multispectral) -> list[Piece] | Part:
+    """One manifest row as samples; a part of them where the scene is too large to be held whole.
 
     Raises:
         Refused: with the reason.
@@ -76,10 +79,15 @@ def read(row: ManifestRow, settings: Multispectral) -> list[Piece]:
     encoded = settings.of_source(row.source)
     with ExitStack() as stack:
         scene = _open(row, encoded, *settings.naming(row.source), stack)
-        mask = None if row.mask_path is None else _read_mask(row.mask_path, scene, stack)
+        mask = None if row.mask_path is None else _open_mask(row.mask_path, scene, stack)
+        scenes.check_size(scene, encoded)
+        if row.part == 0:
+            for path in {*scene.files, *([] if row.mask_path is None else [row.mask_path])}:
+                if DRIVERS.get(path.suffix.lower()) == "GTiff":
+                    deflated.check(path, BLOCK_BUDGET)
         if settings.cut == "whole":
             return [scenes.whole(scene, mask, encoded)]
-        return scenes.tiles(scene, mask, encoded)
+        return scenes.tiles(scene, mask, encoded, row.part)
 
 
 # ---- opening: by allow-list, with nothing read beside the file itself ---------------------------------------------
@@ -97,7 +105,7 @@ def _gdal() -> Iterator[Any]:
         GDAL_SKIP="VRT",  # a text file that makes GDAL open whatever it names
         GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",  # no side-car files
         GDAL_PAM_ENABLED="NO",
-        GDAL_CACHEMAX=64,
+        GDAL_CACHEMAX=CACHE_MB,
         PROJ_NETWORK="OFF",
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -115,20 +123,23 @@ def _open(row: ManifestRow, settings: Multispectral, sensor: Sensor, listed: tup
           stack: ExitStack) -> Scene:
     """The row's file or folder as a scene on one grid."""
     path = _plain(row.path)
+    told: dict[str, float] = {}
+    files: tuple[Path, ...] = (path,)
     if path.is_dir():
-        layers, place, form = _open_folder(path, settings, sensor, stack)
+        layers, place, form, files = _open_folder(path, settings, sensor, stack)
     else:
         listed = listed or _names_in_manifest(row, settings, sensor)
         if path.suffix.lower() == ".npy":
             layers, place, form = _open_npy(path, listed, sensor)
         else:
-            layers, place, form = _open_stacked(path, listed, settings, sensor, stack)
+            layers, place, form, told = _open_stacked(path, listed, settings, sensor, stack)
     layers = {identity: layer for identity, layer in layers.items() if identity in settings.identities}
     if not layers:
         raise Refused(f"found none of the bands {', '.join(settings.bands)} in it, expected at least one. "
                       "Remedy: correct `sensor`, `bands` or the names in the manifest.")
     finest = max((layer.shape for layer in layers.values()), key=math.prod)
-    return Scene(layers, *_target(finest, place, settings.resolution_m), format=form)
+    return Scene(layers, *georeference.target(finest, place, settings.resolution_m), format=form, native=finest,
+                 files=files, wavelengths=told)
 
 
 def _plain(path: Path) -> Path:
@@ -173,25 +184,44 @@ def _open_raster(path: Path, stack: ExitStack) -> Any:
     return dataset
 
 
-def _layer(dataset: Any, index: int, settings: Multispectral) -> Layer:
-    """Band `index` (from 1) of an open dataset."""
-    declared = (dataset.scales[index - 1], dataset.offsets[index - 1])
-    if declared != (1.0, 0.0) and not np.allclose(declared, (settings.scale, settings.offset), rtol=1e-4, atol=1e-9):
-        raise Refused(f"found scale {declared[0]:g} and offset {declared[1]:g} in the file, expected "
-                      f"{settings.scale:g} and {settings.offset:g} as set. Remedy: set `scale` and `offset` to the "
-                      "file's, for this source alone under `by_source`.")
+def _layer(dataset: Any, index: int, scaled: tuple[float, float] | None = None, alpha: bool = True) -> Layer:
+    """Band `index` (from 1) of an open dataset.
+
+    Args:
+        alpha: whether a band that the file calls alpha says what is known. Writers call the fourth of four 8-bit bands
+            so by themselves; one that is named as a spectral band is none.
+    """
+    masked = alpha or not any(flag.name == "alpha" for flag in dataset.mask_flag_enums[index - 1])
 
     def window(top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
         from rasterio.errors import RasterioError
         box = ((top, bottom), (left, right))
         try:
             values = dataset.read(index, window=box)
-            return values, dataset.read_masks(index, window=box) > 0  # nodata, alpha and masks inside the file
+            # Nodata, alpha and masks inside the file.
+            known = dataset.read_masks(index, window=box) > 0 if masked else np.ones(values.shape, bool)
+            return values, known
         except RasterioError as error:
             raise Refused(f"{dataset.driver} could not be decoded ({type(error).__name__}); the file is "
                           "damaged.") from error
 
-    return Layer(shape=(dataset.height, dataset.width), window=window)
+    return Layer(shape=(dataset.height, dataset.width), window=window, scaled=scaled)
+
+
+def _scaled(dataset: Any, index: int, settings: Multispectral) -> tuple[float, float] | None:
+    """A band's own scale and offset where they count; None where those of the settings do."""
+    declared = (float(dataset.scales[index - 1]), float(dataset.offsets[index - 1]))
+    if declared == (1.0, 0.0):  # what GDAL says of a file that says nothing
+        return None
+    if not all(map(math.isfinite, declared)):
+        raise Refused("found a scale or offset in the file that is no finite number.")
+    if settings.scaling == "file":
+        return declared
+    if not np.allclose(declared, (settings.scale, settings.offset), rtol=1e-4, atol=1e-9):
+        raise Refused(f"found scale {declared[0]:g} and offset {declared[1]:g} in the file, expected "
+                      f"{settings.scale:g} and {settings.offset:g} as set. Remedy: set `scale` and `offset` to the "
+                      "file's, or `scaling: file` to take every band's own; for this source alone under `by_source`.")
+    return None
 
 
 def _identities(listed: tuple[str, ...], sensor: Sensor) -> list[str | None]:
@@ -210,34 +240,74 @@ def _by_identity(found: list[tuple[str | None, Layer]]) -> dict[str, Layer]:
 
 
 def _open_stacked(path: Path, listed: tuple[str, ...], settings: Multispectral, sensor: Sensor,
-                  stack: ExitStack) -> tuple[dict[str, Layer], Place, str]:
-    """One file with all bands, named by the settings, the manifest or the file itself; never by position."""
+                  stack: ExitStack) -> tuple[dict[str, Layer], Place, str, dict[str, float]]:
+    """One file with all bands, named by the settings, the manifest or the file itself, or found by the wavelengths that
+    the file tells; never by position. Those wavelengths come last."""
     dataset = _open_raster(path, stack)
     described = [names.identify_loosely(text, sensor) if text else None for text in dataset.descriptions]
     identities = _identities(listed, sensor) or described
     if len(identities) != dataset.count:
         raise Refused(f"found {dataset.count} bands in the file, expected the {len(identities)} that are named. "
-                      "Remedy: correct the names in `file_bands` or in the manifest.")
-    if not any(identities):
-        raise Refused(f"found {dataset.count} bands without names, expected to know each. Remedy: name them in file "
-                      "order under `file_bands`, or per file in a manifest column named by `bands_column`.")
+                      f"Remedy: correct the names in `file_bands` or in the manifest; {names.UNUSED} passes one over.")
     at_odds = [str(i) for i, (said, told) in enumerate(zip(identities, described, strict=True), start=1)
                if said and told and said != told]
     if at_odds:
         raise Refused(f"found other names inside the file than set for bands {', '.join(at_odds)}, expected both to "
                       "agree. Remedy: correct `file_bands` or the manifest, or drop them to take the file's own.")
-    layers = _by_identity([(identity, _layer(dataset, i, settings))
+    found = _wavelengths(dataset)
+    matched = {} if listed else _by_wavelength(identities, found, settings, sensor)
+    identities = [matched.get(i, identity) for i, identity in enumerate(identities)]
+    if not any(identities):
+        raise Refused(f"found {dataset.count} bands without names, expected to know each. Remedy: name them in file "
+                      "order under `file_bands`, or per file in a manifest column named by `bands_column`.")
+    _check_wavelengths(identities, found, settings, sensor)
+    alpha = not any(identity and colour.name == "alpha"
+                    for identity, colour in zip(identities, dataset.colorinterp, strict=True))
+    layers = _by_identity([(identity, _layer(dataset, i, _scaled(dataset, i, settings), alpha))
                            for i, identity in enumerate(identities, start=1) if identity in settings.identities])
-    return layers, _place(dataset), dataset.driver
+    told = {identity: nm for i, identity in matched.items() if (nm := found[i]) is not None}
+    return layers, georeference.place(dataset), dataset.driver, told
+
+
+def _wavelengths(dataset: Any) -> list[float | None]:
+    """What the file says of each band's wavelength, in nm."""
+    try:
+        return [names.told_wavelength(text or "", {**dataset.tags(i), **dataset.tags(i, ns="IMAGERY")})
+                for i, text in enumerate(dataset.descriptions, start=1)]
+    except UnicodeDecodeError as error:
+        raise Refused(f"{dataset.driver} could not be opened ({type(error).__name__}); the file is damaged.") from error
+
+
+def _by_wavelength(identities: list[str | None], found: list[float | None], settings: Multispectral,
+                   sensor: Sensor) -> dict[int, str]:
+    """Place in the file -> what it stands for, of bands whose name says nothing. For sensor `other` any text is a name,
+    so there all are looked at whose name is neither asked for nor common."""
+    known = {identity for identity in identities if identity in settings.identities}
+    free = [nm if identity is None or (sensor == "other" and identity not in names.GENERIC and identity not in known)
+            else None for identity, nm in zip(identities, found, strict=True)]
+    wanted = {identity: nm for identity, nm in settings.wanted_wavelengths.items() if identity not in known}
+    return {i: identity for i, identity in enumerate(names.by_wavelength(free, wanted)) if identity is not None}
+
+
+def _check_wavelengths(identities: list[str | None], found: list[float | None], settings: Multispectral,
+                       sensor: Sensor) -> None:
+    for i, (identity, nm) in enumerate(zip(identities, found, strict=True), start=1):
+        if identity is None or nm is None or identity in names.BROAD:
+            continue
+        nominal = settings.wanted_wavelengths.get(identity) or names.wavelength(identity, sensor)
+        if nominal and abs(nm - nominal) > names.CONTRADICTS * nominal:
+            raise Refused(f"found {nm:g} nm in the file for band {i}, expected about {nominal:g} nm by its name. "
+                          "Remedy: correct `sensor`, `file_bands` or the names in the manifest.")
 
 
 def _open_folder(path: Path, settings: Multispectral, sensor: Sensor,
-                 stack: ExitStack) -> tuple[dict[str, Layer], Place, str]:
-    """A folder with one file per band, named by how each file's name ends; of several resolutions the finest."""
+                 stack: ExitStack) -> tuple[dict[str, Layer], Place, str, tuple[Path, ...]]:
+    """A folder with one file per band, in itself or in folders by resolution (R10m, R20m), named by how each file's
+    name ends; of several resolutions the finest."""
     finest: dict[str, Any] = {}
-    for file in sorted(path.iterdir()):
+    for file in sorted(path.rglob("*")):
         identity = names.of_file(file.stem, sensor) if file.suffix.lower() in RASTER_SUFFIXES else None
-        if identity not in settings.identities or not file.is_file():
+        if identity not in settings.identities or file.name.startswith(NOT_IMAGES) or not file.is_file():
             continue
         dataset = _open_raster(file, stack)
         if dataset.count != 1:
@@ -252,21 +322,11 @@ def _open_folder(path: Path, settings: Multispectral, sensor: Sensor,
                       "scene_B02.tif. Remedy: rename the files, or correct `bands` and `sensor`.")
     widest = max(finest.values(), key=lambda dataset: dataset.height)
     for dataset in finest.values():
-        _check_same_ground(dataset, widest)
-    layers = {identity: _layer(dataset, 1, settings) for identity, dataset in finest.items()}
-    return layers, _place(widest), f"{widest.driver} per band"
-
-
-def _check_same_ground(dataset: Any, reference: Any) -> None:
-    """Bands of one scene cover the same ground, to within one pixel of the coarser."""
-    step = max(abs(dataset.transform.a), abs(reference.transform.a))
-    gap = max(abs(a - b) for a, b in zip(dataset.bounds, reference.bounds, strict=True))
-    if dataset.crs != reference.crs or (dataset.crs is not None and gap > step):
-        raise Refused("found bands that cover different ground or use different coordinate systems, expected one grid. "
-                      "Remedy: put the bands of one scene only into a folder.")
-    ratios = [have / want for have, want in zip(dataset.shape, reference.shape, strict=True)]
-    if dataset.crs is None and abs(ratios[0] - ratios[1]) > SPACING_TOLERANCE * ratios[0]:
-        raise Refused(f"found bands of {dataset.shape} and {reference.shape} pixels, expected the same proportions.")
+        georeference.check_same_ground(dataset, widest)
+    layers = {identity: georeference.on_reference(_layer(dataset, 1, _scaled(dataset, 1, settings)), dataset, widest)
+              for identity, dataset in finest.items()}
+    return layers, georeference.place(widest), f"{widest.driver} per band", tuple(
+        Path(dataset.name) for dataset in finest.values())
 
 
 def _open_npy(path: Path, listed: tuple[str, ...], sensor: Sensor) -> tuple[dict[str, Layer], Place, str]:
@@ -291,54 +351,12 @@ def _open_npy(path: Path, listed: tuple[str, ...], sensor: Sensor) -> tuple[dict
     return _by_identity(named), Place(), "npy"
 
 
-# ---- where the pixels lie -----------------------------------------------------------------------------------------
-
-
-def _place(dataset: Any) -> Place:
-    """Resolution, CRS code and corner of a georeferenced dataset. Skewed grids keep their resolution alone."""
-    crs, transform = dataset.crs, dataset.transform
-    if crs is None or not (crs.is_geographic or crs.is_projected):  # a local system does not say where it lies
-        return Place()
-    step = (math.hypot(transform.b, transform.e), math.hypot(transform.a, transform.d))
-    corner = (transform.c, transform.f, transform.a, transform.e) if transform.b == transform.d == 0 else None
-    if crs.is_geographic:
-        latitude = transform.f + transform.e * dataset.height / 2
-        step = (step[0] * METRES_PER_DEGREE, step[1] * METRES_PER_DEGREE * math.cos(math.radians(latitude)))
-    else:
-        factor = crs.linear_units_factor[1]
-        step = (step[0] * factor, step[1] * factor)
-    if not all(math.isfinite(value) and value > 0 for value in step):
-        raise Refused(f"found pixels of {step[0]:g} x {step[1]:g} m, expected both above 0; the georeference is "
-                      "damaged.")
-    return Place(step=step, epsg=crs.to_epsg(), corner=corner)
-
-
-def _target(shape: tuple[int, int], place: Place, resolution: float | None) -> tuple[tuple[int, int], Place]:
-    """The grid that everything is brought to: the finest band's, or that of `resolution_m`."""
-    if resolution is None or place.step is None:
-        return shape, place
-    ratios = [step / resolution for step in place.step]
-    if all(abs(ratio - 1) <= SPACING_TOLERANCE for ratio in ratios):
-        return shape, place
-    target = (max(1, round(shape[0] * ratios[0])), max(1, round(shape[1] * ratios[1])))
-    corner = place.corner and (place.corner[0], place.corner[1], place.corner[2] * shape[1] / target[1],
-                               place.corner[3] * shape[0] / target[0])
-    return target, Place(step=(resolution, resolution), epsg=place.epsg, corner=corner)
-
-
-def _read_mask(path: Path, scene: Scene, stack: ExitStack) -> np.ndarray:
-    """H W uint8 of the classes on the scene's grid; nodata becomes UNKNOWN_CLASS."""
+def _open_mask(path: Path, scene: Scene, stack: ExitStack) -> Layer:
+    """A mask with the pixels of the scene's finest band; nodata is UNKNOWN_CLASS."""
     dataset = _open_raster(_plain(path), stack)
-    native = max((layer.shape for layer in scene.layers.values()), key=math.prod)
-    if dataset.count != 1 or dataset.shape != native:
-        raise Refused(f"mask: found {dataset.count} bands of {dataset.shape} pixels, expected 1 of {native} like the "
-                      "scene. Remedy: correct the mask column, or resample the mask.")
-    if dataset.height * dataset.width * 4 > BUDGET:
-        raise Refused(f"mask: found {dataset.shape} pixels, expected at most {BUDGET} bytes.")
-    values, known = dataset.read(1), dataset.read_masks(1) > 0
-    if values.dtype.kind not in "iub" or values.min() < 0 or values.max() > UNKNOWN_CLASS:
-        raise Refused(f"mask: found {values.dtype} up to {values.max():g}, expected whole numbers from 0 to "
-                      f"{UNKNOWN_CLASS}.")
-    mask = np.where(known, values, UNKNOWN_CLASS).astype(np.uint8)
-    rows, columns = ((np.arange(want) + 0.5) * have / want for want, have in zip(scene.shape, native, strict=True))
-    return mask[np.ix_(rows.astype(int), columns.astype(int))]
+    if dataset.count != 1 or dataset.shape != scene.native:
+        raise Refused(f"mask: found {dataset.count} bands of {dataset.shape} pixels, expected 1 of {scene.native} like "
+                      "the scene. Remedy: correct the mask column, or resample the mask.")
+    if np.dtype(dataset.dtypes[0]).kind not in "iub":
+        raise Refused(f"mask: found {dataset.dtypes[0]}, expected whole numbers from 0 to 255.")
+    return _layer(dataset, 1)

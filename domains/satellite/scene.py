@@ -6,20 +6,25 @@ Legend: C channels in the order of the settings' `bands`, H W rows and columns o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from domains.sample import UNKNOWN_CLASS, Fact, Piece, Refused, nearest_integer
+from domains.sample import UNKNOWN_CLASS, Fact, Part, Piece, Refused, nearest_integer
 from domains.satellite import grid
 from domains.satellite.settings import Multispectral
 from domains.satellite.units import REFLECTANCE, UNKNOWN
 
 WHOLE_LIMIT = 4
 """With `cut: whole`, how many times `size` a side may measure: beyond, crops of one sample have little in common."""
-BUDGET = 2**29
-"""Bytes that one row may decode to; known from the header before anything is allocated. A whole Sentinel-2 granule
-must be cut into several files first."""
+BUDGET = 2**33
+"""Bytes of samples that one scene may make; known from its header before anything is read. A whole Sentinel-2 granule
+with twelve bands makes 2.9 GB."""
+PART_BYTES = 2**28
+"""Bytes of samples that are held at once: a larger scene comes in parts."""
+FEW_PIXELS = 16
+"""Fewer known pixels may honestly hold one value."""
 ENDING = 65534
 """The largest stored value: one below the sentinel."""
 
@@ -31,6 +36,12 @@ class Layer:
     shape: tuple[int, int]
     window: Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]]
     """(row start, row stop, column start, column stop) -> values as stored, and bool: the file does not disown them."""
+    scaled: tuple[float, float] | None = None
+    """Scale and offset of this band, where the file's own count."""
+    ratio: tuple[float, float] | None = None
+    """Own pixels per pixel of the finest grid, down and across; None: both cover the same ground."""
+    start: tuple[float, float] = (0.0, 0.0)
+    """Where the finest grid's upper left corner lies, in own pixels."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,11 @@ class Place:
     step: tuple[float, float] | None = None
     """Metres per pixel, down and across."""
     epsg: int | None = None
-    corner: tuple[float, float, float, float] | None = None
-    """x and y of the upper left corner and per pixel across and down, in the units of the CRS, for upright grids."""
+    crs: str = ""
+    """Code of a coordinate system that EPSG does not list: ESRI:102003."""
+    affine: tuple[float, float, float, float, float, float] | None = None
+    """a b c d e f: x = a column + b row + c, y = d column + e row + f, in the units of the CRS, (0, 0) being the upper
+    left corner of the upper left pixel."""
 
 
 @dataclass(frozen=True)
@@ -53,116 +67,210 @@ class Scene:
     """H W of the target grid."""
     place: Place
     format: str
+    native: tuple[int, int]
+    """H W of the finest band's own grid."""
+    files: tuple[Path, ...] = ()
+    """What holds its bands."""
+    wavelengths: dict[str, float] = field(default_factory=dict)
+    """Nanometres of the bands that were found by them, by what they stand for."""
 
 
-def whole(scene: Scene, mask: np.ndarray | None, settings: Multispectral) -> Piece:
-    """The scene as one sample, padded where it is smaller than `size`."""
+@dataclass(frozen=True)
+class Reading:
+    """One window of a scene."""
+
+    values: np.ndarray
+    """C H W uint16."""
+    negative: float
+    """Share of the known values that was below zero."""
+    dead: tuple[str, ...]
+    """Bands of the file that hold one value, or none, where another band varies."""
+
+
+def check_size(scene: Scene, settings: Multispectral) -> None:
+    """Refuse what is too large for its `cut`, by the header alone."""
     limit = tuple(WHOLE_LIMIT * side for side in settings.size)
-    if any(have > most for have, most in zip(scene.shape, limit, strict=True)):
+    if settings.cut == "whole" and any(have > most for have, most in zip(scene.shape, limit, strict=True)):
         raise Refused(f"found {scene.shape[0]} x {scene.shape[1]} pixels, expected at most {limit[0]} x {limit[1]} "
                       f"({WHOLE_LIMIT} times `size`) for one sample. Remedy: set `cut: tiles`.")
-    _fits(scene, settings, scene.shape)
-    height, width = scene.shape
-    values, negative = _read_window(scene, settings, (0, height, 0, width))
-    share = _known_share(values)
+    need = _bytes(scene, settings)
+    if need > BUDGET:
+        raise Refused(f"found {scene.shape[0]} x {scene.shape[1]} pixels in {len(settings.bands)} bands, {need} bytes; "
+                      f"expected at most {BUDGET}. Remedy: cut the scene into several files.")
+
+
+def _bytes(scene: Scene, settings: Multispectral) -> int:
+    """What the scene's samples take."""
+    return len(settings.bands) * scene.shape[0] * scene.shape[1] * 2
+
+
+def whole(scene: Scene, mask: Layer | None, settings: Multispectral) -> Piece:
+    """The scene as one sample, padded where it is smaller than `size`."""
+    box = (0, scene.shape[0], 0, scene.shape[1])
+    read = _read_window(scene, settings, box)
+    share = _known_share(read.values)
     if share < settings.min_known:
         raise Refused(f"found {share:.0%} of the pixels with a value, expected {settings.min_known:.0%} (`min_known`).")
-    return Piece(values=grid.pad_to(values, settings.size, UNKNOWN, centred=True),
-                 mask=None if mask is None else grid.pad_to(mask, settings.size, UNKNOWN_CLASS, centred=True),
-                 facts=_facts(scene, settings, (0, height, 0, width), share, negative))
+    margins = (grid.margin(have, want) for have, want in zip(scene.shape, settings.size, strict=True))
+    return Piece(values=grid.pad_to(read.values, settings.size, UNKNOWN, centred=True),
+                 mask=None if mask is None else grid.pad_to(_classes(mask, scene, box), settings.size, UNKNOWN_CLASS,
+                                                            centred=True),
+                 facts=_facts(scene, settings, box, share, read, tuple(margins)))
 
 
-def tiles(scene: Scene, mask: np.ndarray | None, settings: Multispectral) -> list[Piece]:
-    """The scene as a grid of samples; those with too little in them are left out and counted."""
-    _fits(scene, settings, scene.shape)
+def tiles(scene: Scene, mask: Layer | None, settings: Multispectral, part: int) -> list[Piece] | Part:
+    """The scene as a grid of samples; those with too little in them are left out and counted.
+
+    A scene of more than PART_BYTES comes in parts. It is read twice: the first parts hold nothing and only see that
+    all of it can be decoded, so that no sample is stored of a scene that is refused in the end.
+    """
+    need = _bytes(scene, settings)
+    boxes = list(grid.tiles(scene.shape, settings.size))
+    per_part = max(1, len(boxes) * PART_BYTES // need) if need > PART_BYTES else len(boxes)
+    num_parts = -(-len(boxes) // per_part)
+    if num_parts == 1:
+        pieces, skipped = _tiles(scene, mask, settings, boxes)
+        if not pieces:
+            raise Refused(f"found no tile of {settings.size[0]} x {settings.size[1]} with {settings.min_known:.0%} of "
+                          f"its pixels known (`min_known`) among {skipped}.")
+        return pieces
+    mine = boxes[part % num_parts * per_part:][:per_part]
+    if part < num_parts:
+        for box in mine:
+            _read_window(scene, settings, box)
+            if mask is not None:
+                _classes(mask, scene, box)
+        return Part([], more=True)
+    return Part(_tiles(scene, mask, settings, mine)[0], more=part < 2 * num_parts - 1)
+
+
+def _tiles(scene: Scene, mask: Layer | None, settings: Multispectral,
+           boxes: list[tuple[int, int, int, int]]) -> tuple[list[Piece], int]:
+    """The samples of some tiles, and how many were left out; each sample has that number among its facts."""
     pieces: list[Piece] = []
     skipped = 0
-    for top, bottom, left, right in grid.tiles(scene.shape, settings.size):
-        values, negative = _read_window(scene, settings, (top, bottom, left, right))
-        values = grid.pad_to(values, settings.size, UNKNOWN, centred=False)
+    for box in boxes:
+        read = _read_window(scene, settings, box)
+        values = grid.pad_to(read.values, settings.size, UNKNOWN, centred=False)
         share = _known_share(values)
         if share < settings.min_known:
             skipped += 1
             continue
-        part = None if mask is None else mask[top:bottom, left:right]
-        part = None if part is None else grid.pad_to(part, settings.size, UNKNOWN_CLASS, centred=False)
-        pieces.append(Piece(values=values, mask=part, suffix=f"@r{top}c{left}",
-                            facts=_facts(scene, settings, (top, bottom, left, right), share, negative)))
-    if not pieces:
-        raise Refused(f"found no tile of {settings.size[0]} x {settings.size[1]} with {settings.min_known:.0%} of its "
-                      f"pixels known (`min_known`) among {skipped}.")
-    return [replace(piece, facts={**piece.facts, "tiles_skipped": skipped}) for piece in pieces]
+        classes = None if mask is None else grid.pad_to(_classes(mask, scene, box), settings.size, UNKNOWN_CLASS,
+                                                        centred=False)
+        pieces.append(Piece(values=values, mask=classes, suffix=f"@r{box[0]}c{box[2]}",
+                            facts=_facts(scene, settings, box, share, read)))
+    return [replace(piece, facts={**piece.facts, "tiles_skipped": skipped}) for piece in pieces], skipped
 
 
-def _fits(scene: Scene, settings: Multispectral, shape: tuple[int, int]) -> None:
-    need = len(settings.bands) * shape[0] * shape[1] * 2
-    if need > BUDGET:
-        raise Refused(f"found {shape[0]} x {shape[1]} pixels in {len(settings.bands)} bands, {need} bytes; expected at "
-                      f"most {BUDGET}. Remedy: cut the scene into several files.")
+def _classes(mask: Layer, scene: Scene, box: tuple[int, int, int, int]) -> np.ndarray:
+    """H W uint8 of one window of the target grid: the class of the mask's pixel that each middle lies in."""
+    rows, columns = (((np.arange(*ends) + 0.5) * have / want).astype(int) for ends, have, want in
+                     zip((box[:2], box[2:]), mask.shape, scene.shape, strict=True))
+    values, known = mask.window(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+    if values.min() < 0 or values.max() > UNKNOWN_CLASS:
+        raise Refused(f"mask: found values from {values.min():g} to {values.max():g}, expected 0 to {UNKNOWN_CLASS}.")
+    return np.where(known, values, UNKNOWN_CLASS).astype(np.uint8)[np.ix_(rows - rows[0], columns - columns[0])]
 
 
-def _read_window(scene: Scene, settings: Multispectral, box: tuple[int, int, int, int]) -> tuple[np.ndarray, float]:
-    """C H W uint16 of one window of the target grid, and the share of known values that was below zero."""
+def _read_window(scene: Scene, settings: Multispectral, box: tuple[int, int, int, int]) -> Reading:
+    """One window of the target grid."""
     top, bottom, left, right = box
     stored = np.full((len(settings.bands), bottom - top, right - left), UNKNOWN, np.uint16)
     negative = total = 0
-    for channel, identity in enumerate(settings.identities):
+    flat, varied = [], False
+    for channel, (name, identity) in enumerate(zip(settings.bands, settings.identities, strict=True)):
         if identity not in scene.layers:
             continue
-        reflectance, known = _on_grid(scene.layers[identity], scene.shape, settings, box)
-        numbers = nearest_integer(reflectance * REFLECTANCE)
-        negative += int((numbers[known] < 0).sum())
-        total += int(known.sum())
-        stored[channel][known] = np.clip(numbers[known], 0, ENDING).astype(np.uint16)
-    return stored, negative / max(total, 1)
+        reflectance, known = _on_grid(scene.layers[identity], scene, settings, box)
+        numbers = nearest_integer(reflectance[known] * REFLECTANCE)
+        negative += int((numbers < 0).sum())
+        total += numbers.size
+        if numbers.size == 0 or (numbers.size >= FEW_PIXELS and numbers.min() == numbers.max()):
+            flat.append(name)
+        varied |= bool(numbers.size and numbers.min() < numbers.max())
+        stored[channel][known] = np.clip(numbers, 0, ENDING).astype(np.uint16)
+    return Reading(stored, negative / max(total, 1), tuple(flat) if varied else ())
 
 
-def _on_grid(layer: Layer, shape: tuple[int, int], settings: Multispectral,
+def _on_grid(layer: Layer, scene: Scene, settings: Multispectral,
              box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Reflectance and known, both H W, of one band in one window."""
-    if layer.shape == shape:
-        return _decode(*layer.window(*box), settings)
-    ratios = [have / want for have, want in zip(layer.shape, shape, strict=True)]
-    rows = grid.span(box[0], box[1], ratios[0], layer.shape[0])
-    columns = grid.span(box[2], box[3], ratios[1], layer.shape[1])
-    values, known = _decode(*layer.window(*rows, *columns), settings)
-    return grid.resample(values, known,
-                         grid.weights((box[0], box[1]), rows, ratios[0], settings.resampling),
-                         grid.weights((box[2], box[3]), columns, ratios[1], settings.resampling))
+    if layer.shape == scene.shape and layer.ratio is None:
+        return _decode(*layer.window(*box), layer, settings)
+    zoom = [have / want for have, want in zip(scene.native, scene.shape, strict=True)]
+    ratios = ([have / want for have, want in zip(layer.shape, scene.shape, strict=True)] if layer.ratio is None
+              else [own * finest for own, finest in zip(layer.ratio, zoom, strict=True)])
+    sides = ((box[0], box[1]), (box[2], box[3]))
+    spans = [grid.span(*side, ratio, length, start)
+             for side, ratio, length, start in zip(sides, ratios, layer.shape, layer.start, strict=True)]
+    values, known = _decode(*layer.window(*spans[0], *spans[1]), layer, settings)
+    down, across = (grid.weights(side, span, ratio, settings.resampling, start)
+                    for side, span, ratio, start in zip(sides, spans, ratios, layer.start, strict=True))
+    values, known = grid.resample(values, known, down, across)
+    covered = [np.abs(grid.centres(side, ratio, start) - (length - 1) / 2) <= length / 2
+               for side, ratio, length, start in zip(sides, ratios, layer.shape, layer.start, strict=True)]
+    return values, known & covered[0][:, None] & covered[1][None, :]
 
 
-def _decode(raw: np.ndarray, known: np.ndarray, settings: Multispectral) -> tuple[np.ndarray, np.ndarray]:
+def _decode(raw: np.ndarray, known: np.ndarray, layer: Layer,
+            settings: Multispectral) -> tuple[np.ndarray, np.ndarray]:
     """Stored numbers to reflectance; nodata, zeros where they mean it, and what is not finite become unknown."""
+    if not known.any():  # most of a large scene's margin
+        return np.zeros(raw.shape), known
     values = raw.astype(np.float64)
     known = known & np.isfinite(values)
     if settings.nodata is not None:
-        known &= values != settings.nodata
+        # As the file's own type would hold it: -3.4e38 is another number in 32 bits than in 64.
+        known &= values != (np.float64(raw.dtype.type(settings.nodata)) if raw.dtype.kind == "f" else settings.nodata)
     if settings.zero_is_nodata:
         known &= values != 0
-    return np.where(known, values, 0.0) * settings.scale + settings.offset, known
+    scale, offset = layer.scaled or (settings.scale, settings.offset)
+    return np.where(known, values, 0.0) * scale + offset, known
 
 
 def _known_share(values: np.ndarray) -> float:
     return float((values != UNKNOWN).any(axis=0).mean())
 
 
-def _facts(scene: Scene, settings: Multispectral, box: tuple[int, int, int, int], share: float,
-           negative: float) -> dict[str, Fact]:
-    """Numbers and codes alone; the bands are told by the settings' names, never by a header's."""
+def _facts(scene: Scene, settings: Multispectral, box: tuple[int, int, int, int], share: float, read: Reading,
+           margins: tuple[int, ...] = (0, 0)) -> dict[str, Fact]:
+    """Numbers and codes alone; the bands are told by the settings' names, never by a header's.
+
+    Args:
+        margins: rows and columns of padding before the window.
+    """
+    found = [(name, identity) for name, identity in zip(settings.bands, settings.identities, strict=True)
+             if identity in scene.layers]
     facts: dict[str, Fact] = {
         "format": scene.format,
         "scene_shape": list(scene.shape),
-        "bands": [name for name, identity in zip(settings.bands, settings.identities, strict=True)
-                  if identity in scene.layers],
+        "bands": [name for name, _ in found],
         "known": round(share, 4),
-        "negative": round(negative, 4),
+        "negative": round(read.negative, 4),
     }
-    place = scene.place
+    if read.dead:
+        facts["dead_bands"] = list(read.dead)
+    if scene.wavelengths:
+        facts["wavelengths_nm"] = [round(scene.wavelengths.get(identity, 0.0), 1) for _, identity in found]
+    return facts | _where(scene.place, box, margins)
+
+
+def _where(place: Place, box: tuple[int, int, int, int], margins: tuple[int, ...]) -> dict[str, Fact]:
+    """What puts a sample back on the map: resolution, coordinate system, affine of the stored pixels (padding
+    included), and for upright grids the bounds of those that came from the file."""
+    facts: dict[str, Fact] = {}
     if place.step is not None:
         facts["metres_per_pixel"] = [round(place.step[0], 4), round(place.step[1], 4)]
     if place.epsg is not None:
         facts["epsg"] = place.epsg
-    if place.corner is not None:
-        x, y, across, down = place.corner
-        facts["bounds"] = [x + box[2] * across, y + box[1] * down, x + box[3] * across, y + box[0] * down]
+    if place.crs:
+        facts["crs"] = place.crs
+    if place.affine is not None:
+        a, b, c, d, e, f = place.affine
+        row, column = box[0] - margins[0], box[2] - margins[1]
+        facts["affine"] = [a, b, a * column + b * row + c, d, e, d * column + e * row + f]
+        if b == d == 0:
+            across, down = sorted((c + box[2] * a, c + box[3] * a)), sorted((f + box[1] * e, f + box[0] * e))
+            facts["bounds"] = [across[0], down[0], across[1], down[1]]
     return facts

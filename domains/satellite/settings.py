@@ -10,6 +10,8 @@ from domains.satellite import bands as names
 from domains.satellite import grid
 from domains.satellite.bands import Sensor
 
+Scaling = Literal["set", "file"]
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -23,6 +25,8 @@ class Encoding:
     """reflectance = value x scale + offset."""
     offset: float | None = None
     """See `scale`."""
+    scaling: Scaling | None = None
+    """Whose scale and offset count."""
     nodata: float | None = None
     """A value that means no data."""
     zero_is_nodata: bool | None = None
@@ -47,12 +51,19 @@ class Multispectral:
     or thermal band). Wins over `bands_column`."""
     bands_column: str = ""
     """Manifest column with the names per file ("B2,B3,B4"). Without it and `file_bands`, the names that the files carry
-    as band descriptions are taken; a file that has none is refused."""
+    as band descriptions are taken, and bands without a name are found by the wavelength that the file tells (GDAL's
+    CENTRAL_WAVELENGTH_UM, ENVI's `wavelength`); a file that tells neither is refused."""
+    wavelengths: dict[str, float] = field(default_factory=dict)
+    """Nanometres of bands whose name does not say them (sensor `other`, hyperspectral cubes): {b550: 550, b865: 865}.
+    A file's band is taken when it lies within 3 % and nearest."""
     scale: float = 0.0001
     """reflectance = value x scale + offset. Sentinel-2 0.0001; Landsat collection 2 0.0000275; 1 for float 0-1."""
     offset: float = 0.0
     """Added after scaling, so in reflectance. Sentinel-2 from processing baseline 04.00 (January 2022): -0.1, unless a
     catalogue has taken it off already; Landsat collection 2: -0.2."""
+    scaling: Scaling = "set"
+    """set: `scale` and `offset` count, and a file whose own tags say otherwise is refused. file: each band's own tags
+    count, and `scale` and `offset` where it has none."""
     nodata: float | None = None
     """A value that means no data, besides the one that a file's own header names."""
     zero_is_nodata: bool = False
@@ -90,6 +101,10 @@ class Multispectral:
             raise ValueError(f"resolution_m: found {self.resolution_m}, expected metres per pixel above 0.")
         if not 0 < self.min_known <= 1:
             raise ValueError(f"min_known: found {self.min_known}, expected a share above 0 and up to 1.")
+        strange = sorted(set(self.wavelengths) - set(self.bands))
+        if strange or not all(nm > 0 for nm in self.wavelengths.values()):
+            raise ValueError(f"wavelengths: found {self.wavelengths}, expected nanometres above 0 of names among "
+                             f"{', '.join(self.bands)}.")
         everyone: list[Multispectral | Encoding] = [self, *self.by_source.values()]
         for one in everyone:
             _check_encoding(one, self.sensor)
@@ -99,7 +114,7 @@ class Multispectral:
         encoding = self.by_source.get(source)
         if encoding is None:
             return self
-        numbers = ("scale", "offset", "nodata", "zero_is_nodata")
+        numbers = ("scale", "offset", "scaling", "nodata", "zero_is_nodata")
         changed: dict[str, Any] = {name: value for name in numbers if (value := getattr(encoding, name)) is not None}
         return dataclasses.replace(self, **changed, by_source={})
 
@@ -107,6 +122,13 @@ class Multispectral:
         """Whose names the files of a source use, and the names of their bands where the settings say them."""
         encoding = self.by_source.get(source, Encoding())
         return encoding.sensor or self.sensor, self.file_bands if encoding.file_bands is None else encoding.file_bands
+
+    @property
+    def wanted_wavelengths(self) -> dict[str, float]:
+        """What `bands` stand for -> nanometres, where they are known."""
+        known = {identity: self.wavelengths.get(name) or names.wavelength(identity, self.sensor)
+                 for name, identity in zip(self.bands, self.identities, strict=True)}
+        return {identity: nm for identity, nm in known.items() if nm}
 
     @property
     def identities(self) -> tuple[str, ...]:

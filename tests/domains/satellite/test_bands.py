@@ -50,3 +50,35 @@ def test_every_name_of_a_sensor_has_its_wavelength() -> None:
             identity = bands.identify(code, sensor)
             assert identity and bands.wavelength(identity, sensor) == bands.table(sensor)[code][1]
     assert bands.wavelength("vv", "other") is None and bands.wavelength("red", "other") == 660.0
+
+
+@pytest.mark.parametrize(("description", "tags", "expected"), [
+    ("", {"CENTRAL_WAVELENGTH_UM": "0.665", "FWHM_UM": "0.03"}, 665.0),
+    ("", {"wavelength": "864.7", "wavelength_units": "Nanometers"}, 864.7),
+    ("", {"wavelength": "0.4900", "wavelength_units": "Micrometers"}, 490.0),
+    ("", {"WAVELENGTH": "1610"}, 1610.0), ("", {"wavelength": "2.2"}, 2200.0),
+    ("", {"center_wavelength": "560 nm"}, 560.0),
+    ("Band 43 (665.30 nm)", {}, 665.3), ("B2, central wavelength 0.492 µm", {}, 492.0), ("705 Nanometers", {}, 705.0),
+    ("B8", {}, None), ("", {"wavelength": "unknown"}, None), ("", {"wavelength": "-5"}, None), ("1 nm", {}, None),
+    ("", {"wavelength": "0"}, None), ("", {"CENTRAL_WAVELENGTH_UM": "nan"}, None)])
+def test_wavelengths_are_understood_in_the_ways_that_files_tell_them(description: str, tags: dict[str, str],
+                                                                     expected: float | None) -> None:
+    found = bands.told_wavelength(description, tags)
+    assert found == pytest.approx(expected) if expected else found is None
+
+
+def test_each_band_asked_for_gets_the_nearest_one_within_reach() -> None:
+    cube = [float(nm) for nm in range(420, 2500, 7)]
+    wanted = dict(bands.SENTINEL2.values())
+    found = bands.by_wavelength(cube, wanted)
+    for identity, nm in wanted.items():
+        assert abs(cube[found.index(identity)] - nm) == min(abs(one - nm) for one in cube), identity
+    assert sum(name is not None for name in found) == len(wanted)
+
+
+def test_a_band_goes_to_one_name_and_none_is_taken_from_afar() -> None:
+    wanted = {"nir": 832.8, "nir_narrow": 864.7, "red": 664.6, "pan": 590.0}
+    assert bands.by_wavelength([850.0], wanted) == ["nir_narrow"]
+    assert bands.by_wavelength([842.0, 865.0], wanted) == ["nir", "nir_narrow"]
+    assert bands.by_wavelength([705.0, None, 590.0], wanted) == [None, None, None]
+    assert bands.by_wavelength([660.0, 664.0], wanted) == [None, "red"]
