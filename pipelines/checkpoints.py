@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from domains import contract as contracts
 from domains import seal
 from domains.contract import Contract
-from domains.publish import folder_in_the_making, sync_file, sync_folder, write_text
+from domains.publish import folder_in_the_making, require_room, sync_file, sync_folder, write_text
 from models.encoder.build import AnyEncoder, AnyEncoderSettings, build_encoder
 from models.encoder.tokenizers import ByChannel
 from pipelines.settings import build, plain
@@ -68,6 +68,7 @@ def write_parts(folder: Path, parts: Mapping[str, Part], contract: Contract, rec
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"{part}.{name}": value.detach().cpu().contiguous().clone()
                for part, content in parts.items() for name, value in _tensors(content).items()}
+    require_room(folder, sum(value.nbytes for value in weights.values()))
     save_file(weights, folder / WEIGHTS)
     sync_file(folder / WEIGHTS)
     contracts.save(contract, folder / CONTRACT)

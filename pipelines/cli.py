@@ -20,7 +20,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 2 something for the user to mend, 1 a fault of ours, 130 stopped.
+        The exit code: 0 done, 2 something for the user to mend, 4 a full disk, 5 a training that met too many numbers
+        that are not finite, 1 a fault of ours, 130 stopped.
     """
     options = parser().parse_args(list(arguments))
     try:
@@ -44,7 +45,8 @@ def _explain(error: Exception) -> int:
     text = str(error).strip() or type(error).__name__
     if expected:
         print(f"lacuna: {text}", file=sys.stderr)
-        return USER_ERROR
+        code: int = getattr(error, "exit_code", USER_ERROR)
+        return code
     print(f"lacuna: a fault of ours, {type(error).__name__}: {text}. Repeat with --debug before the command for the "
           "traceback, and report it.", file=sys.stderr)
     return FAULT
@@ -180,7 +182,11 @@ def _stage(options: argparse.Namespace) -> None:
 
 def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | None = None) -> dict[str, Any]:
     """Load one stage, and nothing of the others, and run it."""
+    from domains.publish import require_writable
     from pipelines.settings import load_run
+    for folder in ({"sample": "data/raw", "ingest": "data/prepared"}.get(stage, f"artifacts/{stage}"),
+                   f"reports/{stage}", ".work"):
+        require_writable(root / folder)  # before a library is loaded: not when there is something to save
     despite = bool(getattr(options, "resume_despite_code_change", False))
     match stage:
         case "sample":

@@ -130,7 +130,10 @@ class Run:
     def close_curves(self) -> None:
         """Put metrics.jsonl on the disk."""
         for file in self._curves:
-            file.close()
+            try:
+                file.close()
+            except OSError as error:  # a full disk: the stage's own error says so, and must not be hidden by this one
+                self.say("curves", f"tracking: {CURVES} was not written to its end ({error.strerror}).")
         self._curves = []
 
     def forget_identity(self) -> None:
