@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.batches import TrainingBatches, on_device
+from pipelines.processes import follows, started
 from pipelines.resources import disk_free, memory, peak_memory, size_text, time_text
 from pipelines.training import Job, TrainingFailed, device_of, precision_of
 
@@ -63,10 +64,11 @@ def estimate(seconds_per_step: float, peak_bytes: int, steps: int, parameters: i
         kept: numbers that the optimiser keeps for each trainable weight: AdamW two, Adan four.
     """
     moments = 4 * kept * trainable
-    resume = 2 * (4 * parameters + moments)  # the old state stays until the new one is whole
+    good = 4 * parameters + moments  # the state to go back to: on the host, and in the resume state
+    resume = 2 * (4 * parameters + moments + good)  # the old one stays until the new one is whole
     checkpoints = 4 * parameters * repeats
-    return Cost(seconds=seconds_per_step * steps * repeats, memory=peak_bytes + moments, memory_free=memory_free,
-                disk=checkpoints + resume, disk_free=disk_free(folder), device=device)
+    return Cost(seconds=seconds_per_step * steps * repeats, memory=peak_bytes + moments + good * (device == "cpu"),
+                memory_free=memory_free, disk=checkpoints + resume, disk_free=disk_free(folder), device=device)
 
 
 def announce(title: str, job: Job, num_samples: int, repeats: int = 1) -> Cost | None:
@@ -78,7 +80,7 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1) -> Cost |
     Raises:
         TrainingFailed: the disk is too small for it; or even one step does not fit into memory.
     """
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if follows():
         return None
     plan, device = job.optimisation, device_of(job.machine)
     with with_memory_advice(plan.batch_size, job.machine.accumulate):
@@ -101,7 +103,7 @@ def measure(job: Job, device: torch.device) -> tuple[float, int]:
     """(seconds per update, peak bytes) of forward and backward on this machine's share of a batch."""
     machine, plan = job.machine, job.optimisation
     batches = TrainingBatches(job.source, job.seed, plan.batch_size, plan.steps, accumulate=machine.accumulate,
-                              world=machine.devices * machine.num_nodes)
+                              world=math.prod(started(machine.devices, machine.num_nodes)))
     buffers = {name: value.clone() for name, value in job.model.named_buffers()}
     was_training = job.model.training
     job.model.to(device).train()

@@ -122,6 +122,9 @@ def read_summary(folder: Path, settings: EvaluateRun) -> dict[str, Any]:
     if settings.data and settings.data != tuned["data"]:
         raise ValueError(f"data: found {settings.data}, expected {tuned['data']}, which {settings.finetune} was tuned "
                          "on. Remedy: correct the evaluate run.")
+    report = folder.parents[2] / "reports/finetune" / folder.name / "metrics.json"
+    if report.is_file():  # how long it took stands in the report alone
+        tuned["cost"] = json.loads(report.read_text(encoding="utf-8")).get("cost", tuned.get("cost", {}))
     return tuned
 
 

@@ -30,10 +30,11 @@ from models.encoder.transformer import EncoderSettings
 from models.heads.predict_sample import SampleHead
 from models.heads.task_loss import Imbalance, TaskLoss
 from models.heads.tuned import HeadSettings, NearestHead, Tuned, build_head
-from pipelines import checkpoints, report, tracking
+from pipelines import checkpoints, lineage, report, tracking
 from pipelines.batches import Batch, Source, domain_code
 from pipelines.estimate import announce, with_memory_advice
 from pipelines.probes import fit_linear, fit_neighbours
+from pipelines.processes import follows
 from pipelines.resume import Work, work_folder
 from pipelines.settings import build, plain
 from pipelines.starts import Start, resolve
@@ -179,6 +180,8 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
             for seed in settings.seeds:
                 for rate in settings.grid if settings.protocol == "full" else settings.grid[:1]:
                     trials.append(_trial(name, settings, task, arm, seed, rate, begin, sources, augment, work, tracked))
+        if follows():
+            return {}
         summary = _publish(name, settings, root, arms, trials, start, work, (len(train), len(val)), tracked)
         work.finish()
         return summary
@@ -252,6 +255,8 @@ def _trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, ra
     logits = predict(model, val, device=device)
     assert val.labels is not None
     fitted = fit_temperature(logits, val.labels[val.rows], task.kind)
+    if follows():
+        return Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
     with folder_in_the_making(folder) as making:
         reader = train.prepared.folder / "reader.json"
         save_tuned(making / "model", model, start.contract, settings.head, task, {
@@ -324,8 +329,13 @@ def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, 
     if seed == settings.seeds[0] and rate == settings.grid[0] and arm == settings.arms[0]:
         announce(f"finetune {name}", job, num_samples=len(train.rows),
                  repeats=len(settings.arms) * len(settings.seeds) * len(settings.grid))
-    with with_memory_advice(plan.batch_size, settings.machine.accumulate):
-        done = fit(job)
+    try:
+        with with_memory_advice(plan.batch_size, settings.machine.accumulate):
+            done = fit(job)
+    finally:
+        if job.skips and not follows():
+            report.write_csv(work.folder / f"skipped-{arm}-seed{seed}-lr{rate:g}.csv", [
+                {"arm": arm, "seed": seed, "learning_rate": rate, **one.line()} for one in job.skips])
     if best["weights"]:
         model.load_state_dict(best["weights"])
     return done
@@ -353,8 +363,7 @@ def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], tria
             kept = [trial for trial in own if trial.learning_rate == rate]
             chosen[arm] = {"learning_rate": rate, "val_loss": by_rate[rate], "val_loss_by_rate": by_rate,
                            "val_loss_by_seed": {t.seed: t.val_loss for t in kept}, "steps": sum(t.steps for t in own),
-                           "trained_weights": kept[0].trained, "weights": kept[0].weights,
-                           "seconds": sum(t.seconds for t in own)}
+                           "trained_weights": kept[0].trained, "weights": kept[0].weights}
             for trial in kept:
                 _copy(trial.folder / "model", making / arm / f"seed{trial.seed}")
         provenance = start.record.get("provenance", {})
@@ -363,18 +372,21 @@ def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], tria
                    "seeds": list(settings.seeds), "grid": list(settings.grid),
                    "train_rows": num_rows[0], "val_rows": num_rows[1], "chosen": chosen,
                    "cost": {"pretrain_steps": provenance.get("steps", 0),
-                            "pretrain_seconds": provenance.get("seconds", 0.0),
-                            "finetune_steps": {arm: chosen[arm]["steps"] for arm in arms},
-                            "finetune_seconds": {arm: chosen[arm]["seconds"] for arm in arms}},
-                   **start.provenance(), "resumed": work.resumed,
-                   "resumed_despite_code_change": work.despite_code_change}
+                            "finetune_steps": {arm: chosen[arm]["steps"] for arm in arms}},
+                   **start.provenance(), "resumed_despite_code_change": work.despite_code_change}
         write_text(making / "summary.json", json.dumps(summary, indent=2) + "\n")
     reports = root / "reports/finetune" / name
     reports.mkdir(parents=True, exist_ok=True)
-    metrics = {arm: {key: chosen[arm][key] for key in ("val_loss", "learning_rate")} for arm in arms}
-    write_text(reports / "metrics.json", json.dumps({**metrics, "cost": summary["cost"]}, indent=2) + "\n")
+    metrics: dict[str, Any] = {arm: {key: chosen[arm][key] for key in ("val_loss", "learning_rate")} for arm in arms}
+    # Time, and whether a kill came between, stand in reports alone: equal work leaves equal artifacts.
+    cost = {**summary["cost"], "pretrain_seconds": lineage.seconds(settings.start, root),
+            "finetune_seconds": {arm: sum(t.seconds for t in trials if t.arm == arm) for arm in arms}}
+    metrics |= {"cost": cost, "resumed": work.resumed}
+    write_text(reports / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     report.write_csv(reports / "trials.csv", [trial.numbers() for trial in trials])
-    return summary
+    for skips in sorted(work.folder.glob("skipped-*.csv")):
+        shutil.copy(skips, reports / skips.name)
+    return {**summary, "cost": cost}
 
 
 def _copy(source: Path, target: Path) -> None:

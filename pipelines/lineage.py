@@ -219,6 +219,17 @@ def run_file(stage: str, name: str, root: Path) -> Path:
     return root / "reports" / stage / name / RUN_FILE
 
 
+def seconds(path: str, root: Path) -> float | None:
+    """How long the stage that made a path took, where its report is at hand. Time is told in reports alone, so that
+    equal work leaves equal artifacts, and no stage is stale because an earlier one was slower."""
+    made_by = producer(path)
+    file = run_file(*made_by, root).with_name("metrics.json") if made_by else None
+    if file is None or not file.is_file():
+        return None
+    took: float | None = json.loads(file.read_text()).get("seconds")
+    return took
+
+
 def producer(path: str) -> tuple[str, str] | None:
     """The stage and run name that make a path: data/prepared/xray -> ingest, xray; artifacts/pretrain/ct -> pretrain,
     ct."""

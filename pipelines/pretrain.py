@@ -28,6 +28,7 @@ from models.objectives.objective import Objective, ObjectiveSettings, build_obje
 from pipelines import checkpoints, report, tracking
 from pipelines.batches import Batch, Source, domain_code, in_order
 from pipelines.estimate import announce, with_memory_advice
+from pipelines.processes import follows
 from pipelines.reconstruction import reconstruction_rows
 from pipelines.resume import Work, work_folder
 from pipelines.settings import build, plain
@@ -171,20 +172,27 @@ def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: 
               watch_state=lambda: {"history": history, "seconds": time.monotonic() - began},
               restore_watch=lambda state: history.extend(state["history"]))
     announce(f"pretrain {name}", job, num_samples=len(source.rows))
-    with with_memory_advice(settings.optimisation.batch_size, settings.machine.accumulate):
-        fit(job)
+    reports = root / "reports/pretrain" / name
+    try:
+        with with_memory_advice(settings.optimisation.batch_size, settings.machine.accumulate):
+            fit(job)
+    finally:
+        if job.skips and not follows():
+            report.write_csv(reports / "skipped.csv", [one.line() for one in job.skips])
+    if follows():
+        return {}
     device = device_of(settings.machine)
     objective.to(device).eval()
     health = look(objective.encoder, source, settings)
     losses = [point for point in history if "loss" in point]
     metrics = {"loss": losses[-1]["loss"], "first_loss": losses[0]["loss"], "steps": settings.optimisation.steps,
-               "seconds": time.monotonic() - began, "samples": len(source.rows), "resumed": work.resumed,
+               "seconds": time.monotonic() - began, "samples": len(source.rows), "skipped_steps": len(job.skips),
+               "resumed": work.resumed,
                "resumed_despite_code_change": work.despite_code_change, **health}
     borrowed = getattr(objective, "borrowed", ())
     checkpoints.save(root / "artifacts/pretrain" / name,
                      {part: module for part, module in objective.named_children() if part not in borrowed},
                      source.contract, _record(settings, objective.encoder, *origins, source, metrics, work))
-    reports = root / "reports/pretrain" / name
     reports.mkdir(parents=True, exist_ok=True)
     write_text(reports / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     _pictures(reports, objective, source, settings, history, device, tracked)
@@ -274,8 +282,8 @@ def _record(settings: PretrainRun, encoder: AnyEncoder, start: Start, teacher: S
             "provenance": {"start": settings.start, **start.provenance(), "teacher": settings.teacher,
                            "teacher_sha256": teacher.record.get("weights_sha256", "") if teacher else "",
                            "data": settings.data, "data_digest": source.prepared.digest,
-                           "seed": settings.seed, "steps": metrics["steps"], "seconds": metrics["seconds"],
-                           "samples": metrics["samples"], "code": work.code,
+                           "seed": settings.seed, "steps": metrics["steps"], "samples": metrics["samples"],
+                           "code": work.code,
                            "resumed_despite_code_change": work.despite_code_change},
             # What start and teacher have seen counts too: none of it may be tested on
             "pool_groups": sorted(learnt_from | set(group_hashes(source.prepared, source.rows)))}

@@ -16,7 +16,7 @@ from pipelines.settings import fingerprint
 REPOSITORY = Path(__file__).resolve().parent.parent
 _OURS = ("pipelines", "domains", "models")
 _SHOWN_ONLY = ("cli", "tracking", "tracked_run", "lineage", "loggable", "spool", "mlflow_server", "report", "estimate",
-               "resources")
+               "processes", "resources")
 """Modules of pipelines/ that change what is shown and never what is computed: editing them discards no resume state."""
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from pipelines import lineage, loggable
 from pipelines.mlflow_server import DATABASE, Server, connect, store, system_metrics
+from pipelines.processes import follows
 from pipelines.settings import fingerprint as fingerprint_of
 from pipelines.settings import plain
 from pipelines.spool import Event, Sender, reason
@@ -64,7 +65,7 @@ def open_run(*, stage: str, name: str, root: Path, settings: Any, domain: str,
     """
     started = time.time()
     report = lineage.run_file(stage, name, root).parent
-    if _is_helper_process():
+    if follows():  # their numbers are the first process's, or have been gathered by it
         yield Run({"key": ""}, report, None, silent=True)
         return
     record, opening = _describe(stage, name, root, settings, domain, inputs or {}, fingerprint, resume_folder, started)
@@ -117,11 +118,6 @@ def search(root: Path, stage: str = "") -> list[dict[str, Any]]:
     except Exception as error:
         raise RuntimeError(f"the MLflow server at {where.shown} did not answer ({reason(error)}). Start it, or unset "
                            "MLFLOW_TRACKING_URI to use the local store.") from error
-
-
-def _is_helper_process() -> bool:
-    """Ranks other than the first log nothing: their numbers are the first one's, or have been gathered by it."""
-    return any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def _describe(stage: str, name: str, root: Path, settings: Any, domain: str, inputs: Mapping[str, str | None],

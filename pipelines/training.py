@@ -2,10 +2,13 @@
 
 Every step seeds the generators from (seed, step, micro-batch, rank), takes its batch from (seed, step), and the resume
 state is the step, the weights and the optimiser: a killed run that resumes ends with the weights of one that was not.
+An update that is not finite is left out (pipelines/bad_steps.py); the state to go back to when that happens too often
+is taken at fixed steps, so that it is a function of the step as well, and is part of the resume state.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import math
@@ -13,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +27,16 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains.publish import write_bytes
 from models.encoder.chance import Chance, key_of
+from pipelines.bad_steps import SHOWN, Running, SkippedStep, Verdict, is_bad, sentence, skipped
 from pipelines.batches import Batch, RawBatch, Source, TrainingBatches, on_device
 from pipelines.optimisers import Adan, CautiousAdamW
+from pipelines.processes import started
 
 # Lightning greets every Trainer with a dozen lines and an advertisement; a stage makes many Trainers.
 for _name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+
+log = logging.getLogger(__name__)
 
 Losses = Callable[[Batch, Chance], dict[str, Tensor]]
 
@@ -63,11 +70,20 @@ class Optimisation:
     """Learning rate of a block relative to the next one (BEiT, MAE's fine-tuning); 1: all alike."""
     log_every: int = 10
     """Steps between two points of the curves."""
+    roll_back_after: int = 10
+    """Updates in a row whose loss or gradient is not finite, after which training goes back to a good state. Single
+    ones are left out and recorded."""
+    max_roll_backs: int = 3
+    """Times that it may go back before it stops with exit code 5."""
+    keep_good_every: int = 100
+    """Steps between two states to go back to. The last good one is kept on the host and in the resume state."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.log_every < 1:
-            raise ValueError(f"steps {self.steps}, batch_size {self.batch_size}, log_every {self.log_every}: "
-                             "each must be at least 1.")
+        least = {name: getattr(self, name)
+                 for name in ("steps", "batch_size", "log_every", "roll_back_after", "keep_good_every")}
+        if min(least.values()) < 1 or self.max_roll_backs < 0:
+            raise ValueError(", ".join(f"{name} {value}" for name, value in least.items())
+                             + f": each must be at least 1; max_roll_backs {self.max_roll_backs}: at least 0.")
         published = {"adamw": (0.9, 0.95), "adan": (0.98, 0.92, 0.99)}[self.optimiser]
         if len(self.betas) != len(published) or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: found {list(self.betas)}, expected {len(published)} shares below 1 for "
@@ -84,9 +100,9 @@ class Machine:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU when there is one."""
     devices: int = 1
-    """Devices per node."""
+    """Devices per node. Under torchrun or srun, which start the processes, their number is taken."""
     num_nodes: int = 1
-    """Nodes."""
+    """Nodes; likewise."""
     strategy: Literal["auto", "ddp"] = "auto"
     """auto: one device, or DDP for several."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
@@ -105,6 +121,12 @@ class Machine:
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on. The text says at which step, on which samples, and what to do."""
+
+
+class NotFinite(TrainingFailed):
+    """Too many losses or gradients in a row were not finite, in the good states too."""
+
+    exit_code = 5
 
 
 @dataclass(frozen=True)
@@ -141,20 +163,31 @@ class Job:
     whose teacher averages weights, or that grow harder. What it changes must be in the model's state."""
     title: str = "training"
     """What the progress bar says."""
+    skips: list[SkippedStep] = field(default_factory=list)
+    """Filled in while training: the updates that were left out, in order, those before a resume included."""
 
 
 class Training(lightning.LightningModule):
     """Adds up the named losses of an objective; everything else is what and in which order."""
 
-    def __init__(self, job: Job, start_step: int) -> None:
+    def __init__(self, job: Job, resumed: dict[str, Any] | None) -> None:
         super().__init__()
-        self.job, self.model = job, job.model
-        self.start_step = start_step
-        self.done = start_step
+        self.job, self.model, self.resumed = job, job.model, resumed
+        self.done = self.start_step = 0 if resumed is None else int(resumed["step"])
         self.sums: dict[str, Tensor] = {}
-        self.recent: list[int] = []
         self.saved = time.monotonic()
         self.bar: Any = None
+        self.late = False
+        self.verdicts: list[Verdict] = []
+        self.streak = 0
+        self.good: dict[str, Any] = {}
+        self.unproven: dict[str, Any] = {}
+
+    def on_train_batch_start(self, batch: RawBatch, batch_idx: int) -> None:
+        """Before the first micro-batch of an update: what it must not spoil."""
+        if batch.micro_batch == 0:
+            self.running.keep()
+            self.bad_loss = torch.zeros((), dtype=torch.bool, device=self.device)
 
     def training_step(self, raw: RawBatch, index: int) -> Tensor:
         """One micro-batch."""
@@ -163,32 +196,116 @@ class Training(lightning.LightningModule):
         batch, chance = on_device(job.source, raw, job.seed, job.augment, self.device)
         losses = job.losses(batch, chance)
         total = torch.stack(list(losses.values())).sum()
-        for name, value in {**losses, "loss": total}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
-        self.recent = raw.ids.tolist()
+        finite = torch.isfinite(total.detach())
+        self.bad_loss |= ~finite
+        for name, value in {**losses, "loss": total, "counted": finite}.items():  # curves show the finite ones
+            one = torch.where(finite, value.detach().float(), 0.0)
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + one
         return total
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Forward and backward of the last micro-batch, and the update, unless it is bad."""
+        optimizer_closure()
+        either = is_bad(self.bad_loss, self.model.parameters())
+        self.verdicts.append(Verdict(self.done, either))
+        bad = either[1]
+        if self.late:
+            optimizer.optimizer.found_inf, optimizer.optimizer.grad_scale = bad.float(), None
+        if self.late or not bad:
+            optimizer.step(closure=lambda: None)
+        if self.late or bad:
+            self.running.undo(bad)
 
     def on_train_batch_end(self, outputs: Any, batch: RawBatch, batch_idx: int) -> None:
         """After a whole update: curves, gates, validation, resume state."""
         if batch.micro_batch + 1 < self.job.machine.accumulate:
             return
+        plan = self.job.optimisation
         self.done = batch.step + 1
-        if self.job.after_step is not None:
-            self.job.after_step(self.done / self.job.optimisation.steps)
-        last = self.done == self.job.optimisation.steps
-        if self.done % self.job.optimisation.log_every == 0 or last:
+        last = self.done == plan.steps
+        point = self.done % plan.log_every == 0 or last
+        keep = self.done % plan.keep_good_every == 0
+        bad = self._settle(1 if self.late and not (point or keep) else 0)
+        if self.job.after_step is not None and not bad:
+            self.job.after_step(self.done / plan.steps)
+        if keep:
+            self.unproven = self._state()
+        if point:
             self._log()
         if self.job.every and self.job.watch is not None and (self.done % self.job.every == 0 or last):
             self.eval()
             self.trainer.should_stop = self.job.watch(self.done) or self.trainer.should_stop
             self.train()
-        if self.done % self.job.optimisation.log_every == 0:
+        if self.done % plan.log_every == 0:
             self._save()  # a point of the curve averages the steps since the last one: a resume starts at a point
         if self.bar is not None:
             self.bar.update(self.done - self.bar.n)
 
+    def _settle(self, leave: int) -> bool:
+        """Read the verdicts on all but the last `leave` updates, and do what they ask for. Returns whether the last one
+        read was bad."""
+        update = False
+        while len(self.verdicts) > leave:
+            verdict = self.verdicts.pop(0)
+            loss, update = verdict.read()
+            if not update:
+                self.streak = 0
+                if self.unproven:  # its weights have given a finite loss and gradient
+                    self.good, self.unproven = self.unproven, {}
+                continue
+            self._skip(verdict.step, loss)
+        return update
+
+    def _skip(self, step: int, bad_loss: bool) -> None:
+        job, plan = self.job, self.job.optimisation
+        one = skipped(step, "loss" if bad_loss else "gradient", job.source, job.seed, plan.batch_size)
+        self.streak += 1
+        if self.streak >= plan.roll_back_after:
+            one = dataclasses.replace(one, back_to=self.good["step"])
+        job.skips.append(one)
+        if self.global_rank == 0:
+            log.warning("%s", sentence(one))
+            if job.log is not None:
+                job.log(step + 1, {"skipped_steps": len(job.skips)})
+        if one.back_to >= 0:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Weights and optimiser of the last good state; the order of samples goes on, past the bad ones."""
+        job, plan = self.job, self.job.optimisation
+        if sum(one.back_to >= 0 for one in job.skips) > plan.max_roll_backs:
+            self._give_up()
+        self._put(self.good)
+        self.streak, self.unproven = 0, {}
+        self.verdicts.clear()  # what was queued since then was done to weights that are gone
+        if self.global_rank == 0:
+            log.warning("%d updates in a row were not finite; going back to the state after step %d.",
+                        plan.roll_back_after, self.good["step"])
+
+    def _give_up(self) -> None:
+        job, plan = self.job, self.job.optimisation
+        kept = ""
+        if job.resume is not None:
+            if not job.resume.exists() and self.global_rank == 0:
+                self._write(self.good, self.good["step"], {})
+            kept = f" The last good state is kept in {job.resume}."
+        raise NotFinite(
+            f"the loss or its gradient was not finite in {plan.roll_back_after} updates in a row up to number "
+            f"{job.skips[-1].step}, again after going back to a good state {plan.max_roll_backs} times. Rows of the "
+            f"index in the last one: {list(job.skips[-1].rows[:SHOWN])}; all are in skipped.csv of the report.{kept} "
+            "Expected finite numbers. Lower learning_rate, set clip: 1.0, or look at these samples with "
+            "`lacuna describe`.")
+
     def on_train_start(self) -> None:
-        """Steps on stderr; in a log the bar writes a line now and then."""
+        """The state of a killed run. Steps on stderr; in a log the bar writes a line now and then."""
+        optimizer = self.trainer.optimizers[0]
+        self.running = Running(self.model)
+        # Objectives that follow their weights after each update must know at once whether there was one
+        self.late = self.job.after_step is None and can_skip_on_device(optimizer)
+        if self.resumed is not None:
+            self._restore(self.resumed)
+        else:
+            self.good = self._state()
         if self.global_rank == 0:
             self.bar = tqdm(total=self.job.optimisation.steps, initial=self.done, desc=self.job.title, unit="step",
                             leave=False, mininterval=0.5 if sys.stderr.isatty() else 30)
@@ -204,23 +321,49 @@ class Training(lightning.LightningModule):
         if job.resume is None or time.monotonic() - self.saved < job.machine.save_every_seconds or self.global_rank:
             return
         self.saved = time.monotonic()
+        self._write({"model": self.model.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict()}, self.done,
+                    {"good": self.good, "unproven": bool(self.unproven), "streak": self.streak,
+                     "skips": [dataclasses.asdict(one) for one in job.skips]})
+
+    def _write(self, state: dict[str, Any], step: int, about: dict[str, Any]) -> None:
+        assert self.job.resume is not None
         buffer = io.BytesIO()
-        torch.save({"step": self.done, "model": self.model.state_dict(),
-                    "optimizer": self.trainer.optimizers[0].state_dict(),
-                    "watch": job.watch_state() if job.watch_state else {}}, buffer)
-        write_bytes(job.resume, buffer.getvalue())
+        torch.save({**state, "step": step, "watch": self.job.watch_state() if self.job.watch_state else {},
+                    **about}, buffer)
+        write_bytes(self.job.resume, buffer.getvalue())
+
+    def _restore(self, resumed: dict[str, Any]) -> None:
+        """Go on as the killed run would have. Its weights are in the model since before the Trainer was made."""
+        self._put_optimizer(resumed["optimizer"])
+        self.streak = resumed.get("streak", 0)
+        self.job.skips.extend(SkippedStep(**{**one, "rows": tuple(one["rows"]), "not_finite": tuple(one["not_finite"])})
+                              for one in resumed.get("skips", []))
+        self.good = resumed.get("good") or self._state()
+        if resumed.get("unproven"):  # no update was made since it was taken
+            self.unproven = self._state()
+
+    def _state(self) -> dict[str, Any]:
+        """Weights and optimiser as they are, on the host."""
+        state: dict[str, Any] = on_host({"step": self.done, "model": self.model.state_dict(),
+                                         "optimizer": self.trainer.optimizers[0].state_dict()})
+        return state
+
+    def _put(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self._put_optimizer(state["optimizer"])
+
+    def _put_optimizer(self, state: dict[str, Any]) -> None:
+        optimizer = self.trainer.optimizers[0]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the schedule has set it for the step that comes
 
     def _log(self) -> None:
-        steps = self.done % self.job.optimisation.log_every or self.job.optimisation.log_every
-        micro = steps * self.job.machine.accumulate
-        numbers = {name: float(value) / micro for name, value in self.sums.items()}
+        counted = float(self.sums.pop("counted"))
+        numbers = {name: float(value) / counted for name, value in self.sums.items()} if counted else {}
         self.sums = {}
-        if not math.isfinite(numbers["loss"]):
-            raise TrainingFailed(
-                f"the loss is {numbers['loss']} within the {steps} steps up to {self.done}; last samples (rows of the "
-                f"index): {self.recent[:16]}. Expected finite numbers. Lower learning_rate, set clip: 1.0, or look at "
-                "these samples with `lacuna describe`.")
-        if self.job.log is not None and self.global_rank == 0:
+        if numbers and self.job.log is not None and self.global_rank == 0:
             numbers["learning_rate"] = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.job.log(self.done, numbers)
 
@@ -285,41 +428,42 @@ def layer_of(name: str, num_blocks: int) -> int:
     return int(inside[1]) + 1 if inside[0] == "blocks" else num_blocks + 1
 
 
-class _RestoreOptimizer(lightning.Callback):
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state = state
+def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an update can be left out by a number that only the device knows: the host need not wait for it."""
+    return isinstance(optimizer, torch.optim.AdamW) and bool(optimizer.param_groups[0].get("fused"))
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        optimizer = trainer.optimizers[0]
-        rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(self.state)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate  # the schedule has set it for the step that comes
+
+def on_host(state: Any) -> Any:
+    """A copy of nested dictionaries and lists with all tensors on the host."""
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_host(value) for value in state)
+    return state.detach().to("cpu", copy=True) if isinstance(state, Tensor) else state
 
 
 def fit(job: Job) -> int:
     """Train `job.model` in place. Returns the number of steps done (fewer when `watch` stopped it).
 
     Raises:
-        TrainingFailed: on a loss that is not finite.
+        NotFinite: on losses or gradients that are not finite, again and again.
+        DiskFull, Unwritable: the resume state cannot be saved; the last one is kept.
     """
     machine, plan = job.machine, job.optimisation
     resumed = None
     if job.resume and job.resume.exists():
         resumed = torch.load(job.resume, map_location="cpu", weights_only=True)
     start = 0 if resumed is None else int(resumed["step"])
-    callbacks: list[lightning.Callback] = []
     if resumed is not None:
         job.model.load_state_dict(resumed["model"])
-        callbacks.append(_RestoreOptimizer(resumed["optimizer"]))
         if job.restore_watch is not None:
             job.restore_watch(resumed["watch"])
     if start >= plan.steps:
         return start
     if machine.compile:
         job.model.compile()
-    module = Training(job, start)
-    trainer = make_trainer(machine, plan, callbacks, plan.steps - start)
+    module = Training(job, resumed)
+    trainer = make_trainer(machine, plan, plan.steps - start)
     job.model.train()
     batches = _Ranked(job, start, module)
     with warnings.catch_warnings():
@@ -327,9 +471,14 @@ def fit(job: Job) -> int:
         warnings.filterwarnings("ignore", message=".*num_workers.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*treespec.*")  # Lightning's own call of a deprecated function
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # torch, when the first update is left out
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # teachers are meant to
         trainer.fit(module, train_dataloaders=batches)
     job.model.eval()
+    if job.skips and len(job.skips) >= module.done:
+        raise NotFinite(f"the loss or its gradient was not finite in all {module.done} updates, so nothing was learnt. "
+                        "Expected finite numbers. Look at the samples with `lacuna describe`; skipped.csv of the "
+                        "report names them.")
     return module.done
 
 
@@ -348,16 +497,16 @@ class _Ranked:
                                     job.machine.accumulate, self.module.global_rank, self.module.trainer.world_size))
 
 
-def make_trainer(machine: Machine, plan: Optimisation, callbacks: list[lightning.Callback],
-                 steps: int) -> lightning.Trainer:
+def make_trainer(machine: Machine, plan: Optimisation, steps: int) -> lightning.Trainer:
     """A Trainer out of settings. Its own checkpoints and loggers are off: resume state and tracking are ours."""
-    strategy = machine.strategy
-    if strategy == "auto" and machine.devices * machine.num_nodes > 1:
+    devices, num_nodes = started(machine.devices, machine.num_nodes)
+    strategy: Any = machine.strategy
+    if strategy == "auto" and devices * num_nodes > 1:
         strategy = "ddp"
     return lightning.Trainer(
-        accelerator=machine.accelerator, devices=machine.devices, num_nodes=machine.num_nodes, strategy=strategy,
+        accelerator=machine.accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy,
         precision=precision_of(machine), max_steps=steps, max_epochs=-1, accumulate_grad_batches=machine.accumulate,
-        gradient_clip_val=plan.clip or None, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        gradient_clip_val=plan.clip or None, logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0)
 
 

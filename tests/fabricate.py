@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from domains.contract import Channel, Contract
 from domains.publish import write_text
 from domains.sample import ManifestRow, Piece, Task
 from domains.store import Writer, open_prepared
-from models.encoder.chance import chance_of
+from models.encoder.chance import Chance, chance_of
 from models.encoder.transformer import Encoder
 from models.objectives.masked_autoencoder import MaskedAutoencoder
-from pipelines.batches import Source, domain_code
+from pipelines.batches import Batch, Source, domain_code
 from pipelines.checkpoints import state_hash
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from pipelines.training import Job, fit
+from pipelines.training import Job, Losses, fit
 
 SIZES = {"xray": (1, 16, 16), "ct": (1, 12, 12, 12), "multispectral": (3, 16, 16), "points": (64, 3)}
 DOMAINS = {"xray": "medical", "ct": "medical", "multispectral": "satellite", "points": "pointcloud"}
@@ -99,14 +100,29 @@ def untrained(prepared: Path, kind: str, steps: int = 8, machine: dict[str, obje
     return settings, model, Source(data, data.contract, domain_code(settings.domain), data.pool())
 
 
+def spoilt(losses: Losses, rows: Sequence[int]) -> Losses:
+    """The same losses, and NaN for every batch that holds one of these rows of the index."""
+
+    def compute(batch: Batch, chance: Chance) -> dict[str, torch.Tensor]:
+        hit = torch.isin(batch.ids, torch.tensor(rows, dtype=torch.int64)).any()
+        return {name: torch.where(hit, torch.nan, value) for name, value in losses(batch, chance).items()}
+
+    return compute if rows else losses
+
+
 def train_directly(prepared: Path, kind: str, steps: int, world: int, resume: Path | None, out: Path | None,
-                   optimiser: str = "adamw") -> str:
-    """Train without stage, tracking or report, in one process or in one of two; returns the hash of the weights."""
+                   optimiser: str = "adamw", spoil: Sequence[int] = ()) -> str:
+    """Train without stage, tracking or report, in one process or in one of two; returns the hash of the weights.
+
+    Args:
+        spoil: rows of the index that make a loss NaN.
+    """
     settings, model, source = untrained(prepared, kind, steps, {
         "accelerator": "cpu", "devices": world, "save_every_seconds": 0, "strategy": "ddp" if world > 1 else "auto"},
         optimiser)
-    fit(Job(model=model, losses=lambda batch, chance: model(batch.x, batch.known, chance), source=source, augment=None,
-            optimisation=settings.optimisation, machine=settings.machine, seed=5, num_blocks=2, resume=resume))
+    fit(Job(model=model, losses=spoilt(lambda batch, chance: model(batch.x, batch.known, chance), spoil),
+            source=source, augment=None, optimisation=settings.optimisation, machine=settings.machine, seed=5,
+            num_blocks=2, resume=resume))
     if out is not None:
         torch.save({name: value.clone() for name, value in model.state_dict().items()}, out)
     return state_hash(model)
@@ -134,8 +150,9 @@ if __name__ == "__main__":
     parser.add_argument("--optimiser", default="adamw")
     parser.add_argument("--resume", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--spoil", type=int, nargs="*", default=[])
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(train_directly(given.prepared, given.kind, given.steps, given.world, given.resume, given.out,
-                         given.optimiser))
+                         given.optimiser, given.spoil))
     sys.exit(0)

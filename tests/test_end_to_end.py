@@ -24,7 +24,7 @@ SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 STAGES = ("sample", "ingest", "pretrain", "finetune", "evaluate")
 SHOWN_ONLY = {f"pipelines/{name}.py" for name in (
     "cli", "tracking", "tracked_run", "lineage", "loggable", "spool", "mlflow_server", "report", "contact_sheet",
-    "evaluation_pictures", "reconstruction", "estimate", "resources", "pyfunc")}
+    "evaluation_pictures", "reconstruction", "estimate", "resources", "processes", "pyfunc")}
 """Left out of `deps` by name: command line, tracking and report change what is shown and never what is computed."""
 
 

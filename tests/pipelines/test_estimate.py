@@ -55,8 +55,8 @@ def test_the_announcement_names_steps_passes_weights_time_memory_and_disk(
 
 def test_time_and_disk_grow_with_steps_repeats_and_weights(tmp_path: Path) -> None:
     one = estimate(0.5, 1000, steps=10, parameters=100, trainable=60, folder=tmp_path)
-    assert (one.seconds, one.memory) == (5.0, 1000 + 8 * 60)
-    assert one.disk == 4 * 100 + 2 * (4 * 100 + 8 * 60)
+    assert (one.seconds, one.memory) == (5.0, 1000 + 8 * 60 + 4 * 100 + 8 * 60)
+    assert one.disk == 4 * 100 + 2 * 2 * (4 * 100 + 8 * 60), "twice: the state to go back to"
     several = estimate(0.5, 1000, steps=10, parameters=100, trainable=60, folder=tmp_path, repeats=3)
     assert several.seconds == 15.0
     assert several.disk - one.disk == 2 * 4 * 100
