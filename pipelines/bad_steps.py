@@ -22,6 +22,13 @@ SHOWN = 16
 """Rows of the index that a sentence names."""
 
 
+class NotFinite(RuntimeError):
+    """Too many losses or gradients in a row were not finite, in the good states too. The text says which, and what to
+    do."""
+
+    exit_code = 5
+
+
 @dataclass(frozen=True)
 class SkippedStep:
     """An update that was left out: weights, optimiser, teacher and running statistics are those of the step before."""
