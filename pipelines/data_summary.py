@@ -38,6 +38,7 @@ def summarise(prepared: Prepared, leaks: Sequence[Leak], said: Sequence[str]) ->
         "masks": num_masks,
         "tasks": {name: _label_counts(prepared, name) for name in prepared.contract.tasks},
         "leaks": leak_counts(prepared, leaks),
+        "text_lines": sum(bool(facts.get("text_lines")) for facts in prepared.column("facts")),
         "said": list(said),
     }
 

@@ -29,7 +29,7 @@ def describe(folder: Path) -> str:
                                 "Remedy: ingest again.")
     summary = json.loads(path.read_text())
     parts = [_head(prepared, summary), _splits(summary), *_tasks(prepared.contract, summary),
-             _channels(prepared.contract), _left_out(summary, folder), _leaks(summary, folder)]
+             _channels(prepared.contract), _text(summary), _left_out(summary, folder), _leaks(summary, folder)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -78,6 +78,13 @@ def _channels(contract: Contract) -> str:
     lines += [[c.name, c.unit, "-" if c.wavelength_nm is None else f"{c.wavelength_nm:g}",
                *(f"{number:.4g}" for number in (c.low, c.high, c.mean, c.std))] for c in contract.channels]
     return _aligned(lines)
+
+
+def _text(summary: Mapping[str, Any]) -> str:
+    if not summary.get("text_lines"):
+        return ""
+    return (f"text: {summary['text_lines']} films look as if lines of text were burned into them, which may name the "
+            "patient (fact text_lines of the index). Not all text is found. read.burned_in: refuse keeps these out")
 
 
 def _left_out(summary: Mapping[str, Any], folder: Path) -> str:

@@ -358,6 +358,9 @@ def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Man
         "other_values": {task: _countable(labels.other_values(prepared.contract.tasks[task], rows), settings)
                          for task in settings.tasks},
     }
+    if summary["text_lines"]:
+        print(f"ingest {name}: {summary['text_lines']} samples look as if text were burned into them, which may name "
+              "the patient; read.burned_in: refuse keeps such out, and pictures of samples go to the tracking server")
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return prepared, summary
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from domains.contract import Channel, Contract
-from domains.medical import dicom, film, foreground, nifti, png, slices, volume
+from domains.medical import burned_in, dicom, film, foreground, nifti, png, slices, volume
 from domains.medical.parsing import MAX_VOXELS, check_pixels, check_voxels, library, parsing
 from domains.medical.settings import CT, Settings, XRay
 from domains.medical.volume import Volume
@@ -74,6 +74,7 @@ def _read_film(row: ManifestRow, settings: XRay) -> Piece:
         grey, facts = _grey_of_raster(row.path, settings)
     else:
         grey, facts = _grey_of_dicom(row.path, settings)
+    _look_for_text(grey, settings, facts)
     mask = None if row.mask_path is None else _mask_of_film(row.mask_path, grey.shape)
     if settings.foreground == "exposed":
         box = foreground.exposed(grey)
@@ -81,6 +82,16 @@ def _read_film(row: ManifestRow, settings: XRay) -> Piece:
         grey, mask = grey[box], None if mask is None else mask[box]
     return Piece(values=film.fit(grey, settings.size, settings.fit)[None], facts=facts,
                  mask=None if mask is None else film.fit_mask(mask, settings.size, settings.fit))
+
+
+def _look_for_text(grey: np.ndarray, settings: XRay, facts: dict[str, Fact]) -> None:
+    """On the whole film at its own size: what lies under a margin that is cut off was there all the same."""
+    found = [] if settings.burned_in == "ignore" else burned_in.lines_of_text(grey)
+    if found and settings.burned_in == "refuse":
+        raise Refused(f"looks as if text were burned into the picture ({len(found)} lines); burned_in: flag would take "
+                      "it")
+    if found:
+        facts["text_lines"] = len(found)
 
 
 def _grey_of_raster(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact]]:
