@@ -186,7 +186,7 @@ def on_device(source: Source, raw: RawBatch, seed: int, augment: Any, device: to
     x, known = source.normalise(raw.raw.to(device, non_blocking=True))
     if augment is not None:
         draws = chance.uniform(source.code.augment.NUM_DRAWS, _AUGMENT)
-        x, known = source.code.augment.augment(x, known, draws, augment)
+        x, known = source.code.augment.augment(x, known, draws, augment, source.contract.names)
     return Batch(x, known, raw.labels.to(device, non_blocking=True), ids), chance
 
 

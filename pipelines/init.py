@@ -23,7 +23,7 @@ ENDINGS = {
     "xray": (".png", ".jpg", ".jpeg", ".dcm", ".dicom"),
     "ct": (".nii.gz", ".nii"),
     "multispectral": (".tif", ".tiff", ".jp2"),
-    "points": (".ply", ".off", ".pcd", ".las", ".laz", ".xyz"),
+    "points": (".ply", ".off", ".obj", ".stl", ".pcd", ".las", ".laz", ".xyz"),
 }
 """What each kind's files are called. A DICOM file may be a film or a slice; `_series` decides."""
 DOMAINS = {"xray": "medical", "ct": "medical", "multispectral": "satellite", "points": "pointcloud"}

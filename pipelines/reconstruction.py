@@ -27,7 +27,7 @@ def reconstruction_rows(objective: Objective, source: Source, rows: np.ndarray, 
     batch, chance = on_device(source, RawBatch(raw, labels, ids, torch.zeros_like(ids), 0, 0), seed, None, device)
     result = objective.reconstruct(batch.x, batch.known, chance)
     if isinstance(objective.encoder.tokenizer, GroupTokenizer):
-        return _point_rows(objective.encoder.tokenizer, batch.x, result, source)
+        return _point_rows(objective.encoder.tokenizer, batch.x, batch.known, result, source)
     if result.cut_from is None:
         return _grid_rows(objective.encoder.tokenizer, batch.x, batch.known, result, source)
     assert result.finest is not None, "what is cut from a smaller copy is predicted at the input's scale too"
@@ -56,12 +56,17 @@ def _grid_rows(tokenizer: Any, x: Tensor, known: Tensor | None, result: Reconstr
              _draw(source, restored[i], complete[i])] for i in range(len(x))]
 
 
-def _point_rows(tokenizer: GroupTokenizer, x: Tensor, result: Reconstruction, source: Source) -> list[list[np.ndarray]]:
+def _point_rows(tokenizer: GroupTokenizer, x: Tensor, known: Tensor | None, result: Reconstruction,
+                source: Source) -> list[list[np.ndarray]]:
+    """Places alone are restored, so places alone are shown of what was visible. Filler is not a number, and not drawn.
+    """
     values, place, mask = result.patches.values, result.patches.place, result.mask
-    visible = tokenizer.unpatchify(values.gather(1, _wide(mask.visible, values)),
-                                   place.gather(1, _wide(mask.visible, place)))
-    guessed = tokenizer.unpatchify(result.predicted, place.gather(1, _wide(mask.hidden, place)))
-    restored = torch.cat([visible, guessed], 1)
+    seen, asked = (place.gather(1, _wide(index, place)) if valid is None else
+                   place.gather(1, _wide(index, place)).masked_fill(~valid[..., None], torch.nan)
+                   for index, valid in ((mask.visible, mask.visible_valid), (mask.hidden, mask.hidden_valid)))
+    visible = tokenizer.unpatchify(values.gather(1, _wide(mask.visible, values)), seen)[..., :3]
+    restored = torch.cat([visible, tokenizer.unpatchify(result.predicted, asked)], 1)
+    x = x if known is None else x.masked_fill(~known, torch.nan)
     return [[_draw(source, cloud, None) for cloud in (x[i], visible[i], restored[i])] for i in range(len(x))]
 
 

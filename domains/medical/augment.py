@@ -7,7 +7,7 @@ volumes run superior, posterior, left (see ingest.ORIENTATION), so that the last
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,13 +57,15 @@ class Augment:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 0 and under 1.")
 
 
-def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment) -> tuple[Tensor, Tensor | None]:
+def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment,
+            names: Sequence[str] = ()) -> tuple[Tensor, Tensor | None]:
     """One random view per sample.
 
     Args:
         x: B C H W or B C D H W, normalised; 0 where unknown.
         known: which of x are known, or None for all.
         draws: B NUM_DRAWS in [0, 1). Each sample's view depends on its own row alone.
+        names: the channels of x, which are all treated alike.
     """
     if draws.shape != (x.shape[0], NUM_DRAWS):
         raise ValueError(f"draws: found {tuple(draws.shape)}, expected {(x.shape[0], NUM_DRAWS)}.")

@@ -1,11 +1,12 @@
 """Random views of point clouds, on the device, as a pure function of given draws.
 
-Legend: B batch, N points, 3 coordinates; z points up.
+Legend: B batch, N points, F values per point: 3 coordinates, then features; z points up.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,27 +43,47 @@ class Augment:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 (off) or more.")
 
 
-def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment) -> tuple[Tensor, Tensor | None]:
-    """One random view per sample: turn, jitter, scale, translate.
+def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment,
+            names: Sequence[str] = ("x", "y", "z")) -> tuple[Tensor, Tensor | None]:
+    """One random view per sample: turn, jitter, scale, translate. Normals follow the turn and the stretch, so that they
+    stay normal to the surface; other features stay as they are.
 
     Args:
-        x: B N 3, normalised.
-        known: which points are known, or None for all; passed through.
+        x: B N F, normalised; 0 where unknown.
+        known: which of x are known, or None for all; passed through.
         draws: B NUM_DRAWS in [0, 1). Each sample's view depends on its own row alone.
+        names: the channels of x.
     """
     if draws.shape != (x.shape[0], NUM_DRAWS):
         raise ValueError(f"draws: found {tuple(draws.shape)}, expected {(x.shape[0], NUM_DRAWS)}.")
+    if x.shape[-1] != len(names):
+        raise ValueError(f"x: found {x.shape[-1]} values per point, expected {len(names)}: {', '.join(names)}.")
     draws = draws.float()
+    places, features = x[..., :3], list(x[..., 3:].unbind(-1))
+    at = names.index("nx") - 3 if "nx" in names else None
+    normals = None if at is None else torch.stack(features[at:at + 3], -1)
     if settings.turn:
-        x = _turn(x, (2 * draws[:, 6] - 1) * settings.turn * 2 * math.pi)
+        angle = (2 * draws[:, 6] - 1) * settings.turn * 2 * math.pi
+        places, normals = _turn(places, angle), None if normals is None else _turn(normals, angle)
     if settings.jitter:
-        x = x + settings.jitter * _noise(draws[:, 7], x.shape[1]).clamp(-3, 3)
+        places = places + settings.jitter * _noise(draws[:, 7], x.shape[1]).clamp(-3, 3)
     if settings.scale != (1.0, 1.0):
         low, high = settings.scale
-        x = x * (low + (high - low) * draws[:, None, 0:3])
+        factor = low + (high - low) * draws[:, None, 0:3]
+        places, normals = places * factor, None if normals is None else _unit(normals / factor)
     if settings.translate:
-        x = x + settings.translate * (2 * draws[:, None, 3:6] - 1)
-    return x, known
+        places = places + settings.translate * (2 * draws[:, None, 3:6] - 1)
+    if not features:
+        return places if known is None else torch.where(known, places, 0.0), known
+    if at is not None and normals is not None:
+        features[at:at + 3] = normals.unbind(-1)
+    x = torch.cat([places, torch.stack(features, -1)], -1)
+    return x if known is None else torch.where(known, x, 0.0), known
+
+
+def _unit(normals: Tensor) -> Tensor:
+    """B N 3 of length 1; 0 stays 0."""
+    return normals / normals.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def _turn(x: Tensor, angle: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""What a PLY or PCD file promises, checked against how long it is, before any library parses it.
+"""What a PLY or PCD file promises, checked against how long it is, before anything is allocated.
 
-Open3D trusts the header: of a PLY that ends early it returns whatever lay in memory for the points that are missing,
-and a header that promises a billion points makes it allocate them. Neither raises.
+Libraries trust headers: of a file that ends early Open3D returns whatever lay in memory for the points that are
+missing, and a header that promises a billion points makes it allocate them. Neither raises.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,14 @@ from domains.sample import Refused
 MAX_HEADER = 1 << 16
 """Longest header that is looked at, in bytes. Real ones hold a few hundred."""
 
-PLY_TYPES = {"char": 1, "int8": 1, "uchar": 1, "uint8": 1, "short": 2, "int16": 2, "ushort": 2, "uint16": 2, "int": 4,
-             "int32": 4, "uint": 4, "uint32": 4, "float": 4, "float32": 4, "double": 8, "float64": 8}
-"""Bytes of PLY's number types, under both of their names."""
+PLY_TYPES = {"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
+             "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
+             "double": "f8", "float64": "f8"}
+"""PLY's number types, under both of their names, as numpy calls them without the order of bytes."""
+
+
+CORNERS = ("vertex_indices", "vertex_index")
+"""What PLY files call the list of a face's corners."""
 
 
 @dataclass(frozen=True)
@@ -31,38 +36,97 @@ class Promise:
     """Faces; 0 for a cloud."""
 
 
-def read_ply(path: Path) -> Promise:
+@dataclass(frozen=True)
+class Property:
+    """One number, or one list of numbers, of every record of a PLY element."""
+
+    name: str
+    dtype: str
+    """numpy's, without the order of bytes."""
+    count: str = ""
+    """For a list: the type of the number that says how long it is. Empty: a single number."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """A table of a PLY file."""
+
+    name: str
+    count: int
+    """Records."""
+    properties: tuple[Property, ...]
+
+    @property
+    def least(self) -> list[int]:
+        """Bytes of each number in the shortest possible record: a face has three corners at least, and other lists may
+        be empty."""
+        sizes: list[int] = []
+        for one in self.properties:
+            itemsize = int(one.dtype[1])
+            lists = [itemsize] * 3 if self.name == "face" and one.name in CORNERS else []
+            sizes += [int(one.count[1]), *lists] if one.count else [itemsize]
+        return sizes
+
+
+@dataclass(frozen=True)
+class PlyHeader:
+    """A PLY header whose promises the file is long enough to keep."""
+
+    layout: str
+    """ascii, binary_little_endian or binary_big_endian."""
+    elements: tuple[Element, ...]
+    """In the file's order."""
+    start: int
+    """Where the data begins."""
+
+
+def read_ply_header(path: Path, max_points: int) -> PlyHeader:
     """Parse and check the header of a PLY file. Raises Refused."""
     lines, start = _header_lines(path, b"ply", b"end_header", "PLY")
     words = [line.split() for line in lines if line.split()]
-    formats = [word[1] for word in words if word[0] == "format" and len(word) > 1]
-    if formats not in (["ascii"], ["binary_little_endian"], ["binary_big_endian"]):
+    layouts = [word[1] for word in words if word[0] == "format" and len(word) > 1]
+    if layouts not in (["ascii"], ["binary_little_endian"], ["binary_big_endian"]):
         raise Refused("PLY: the header names no known format")
-    counts: dict[str, int] = {}
-    shortest: dict[str, list[int]] = {}  # element -> bytes of each value in its shortest possible record
-    element = ""
+    elements = _elements(words)
+    promised = {element.name: element.count for element in elements}
+    if not promised.get("vertex"):
+        raise Refused("PLY: the header promises no vertices")
+    if sum(promised.values()) > max_points:
+        raise Refused(f"PLY: found {sum(promised.values())} points, faces and other records, expected at most "
+                      f"{max_points} (max_points)")
+    if layouts == ["ascii"]:
+        _require("PLY", "numbers", sum(e.count * len(e.least) for e in elements), _count_words(path, start))
+    else:
+        _require("PLY", "bytes", sum(e.count * sum(e.least) for e in elements), path.stat().st_size - start)
+    return PlyHeader(layouts[0], elements, start)
+
+
+def _elements(words: list[list[str]]) -> tuple[Element, ...]:
+    found: list[Element] = []
     for word in words:
         if word[0] == "element":
-            if len(word) != 3 or word[1] in counts:
+            if len(word) != 3 or word[1] in (element.name for element in found):
                 raise Refused("PLY: an element line of the header is malformed")
-            element = word[1]
-            counts[element], shortest[element] = _count(word[2], "PLY"), []
+            found.append(Element(word[1], _count(word[2], "PLY"), ()))
         elif word[0] == "property":
-            if element not in counts or not all(name in PLY_TYPES for name in word[2:-1] or word[1:-1]):
+            if not found:
                 raise Refused("PLY: a property line of the header is malformed")
-            # a face has three corners at least; other lists may be empty
-            shortest[element] += ([PLY_TYPES[word[2]], *[PLY_TYPES[word[3]]] * (3 if element == "face" else 0)]
-                                  if word[1] == "list" else [PLY_TYPES[word[1]]])
-    if not counts.get("vertex"):
-        raise Refused("PLY: the header promises no vertices")
-    if formats == ["ascii"]:
-        _require("PLY", "numbers", sum(n * len(shortest[e]) for e, n in counts.items()), _count_words(path, start))
-    else:
-        _require("PLY", "bytes", sum(n * sum(shortest[e]) for e, n in counts.items()), path.stat().st_size - start)
-    return Promise(counts["vertex"], counts.get("face", 0))
+            found[-1] = replace(found[-1], properties=(*found[-1].properties, _property(word)))
+    if any(len({one.name for one in element.properties}) != len(element.properties) for element in found):
+        raise Refused("PLY: the header names a property twice")
+    return tuple(found)
 
 
-def read_pcd(path: Path) -> Promise:
+def _property(word: list[str]) -> Property:
+    match word[1:]:
+        case ["list", count, dtype, name] if PLY_TYPES.get(count, "f")[0] != "f" and dtype in PLY_TYPES:
+            return Property(name, PLY_TYPES[dtype], PLY_TYPES[count])
+        case [dtype, name] if dtype in PLY_TYPES:
+            return Property(name, PLY_TYPES[dtype])
+    raise Refused("PLY: a property line of the header is malformed")
+
+
+def read_pcd_header(path: Path) -> Promise:
     """Parse and check the header of a PCD file. Raises Refused."""
     lines, start = _header_lines(path, b"", b"DATA", "PCD")
     fields = {word[0]: word[1:] for word in (line.split() for line in lines) if word and not word[0].startswith("#")}

@@ -1,87 +1,52 @@
-"""Reads meshes and point clouds into pieces: points in random order, centred.
+"""Reads meshes and point clouds into pieces: points centred, in random order or farthest first.
 
 `read` runs in a child process that may be killed, so it may trust nothing: headers are checked before a library sees
-the file, every library call on file content is wrapped, and a refusal holds format names and numbers only.
+the file, every parse of file content is wrapped, and a refusal holds format names and numbers only.
 
-Legend: M points, V vertices, T triangles.
+Legend: M points, F values per point.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from domains.contract import Channel, Contract
-from domains.pointcloud import headers
+from domains.pointcloud.chips import Chips, Extent
+from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, join, largest, stored
+from domains.pointcloud.columns import read_array, read_text
+from domains.pointcloud.farthest import farthest_first
+from domains.pointcloud.georeference import epsg_of
+from domains.pointcloud.headers import Promise, read_pcd_header
+from domains.pointcloud.libraries import library
+from domains.pointcloud.obj import read_obj
 from domains.pointcloud.off import read_off
-from domains.pointcloud.surfaces import sample_surface
+from domains.pointcloud.ply import read_ply
+from domains.pointcloud.settings import Points
+from domains.pointcloud.stl import read_stl
+from domains.pointcloud.surfaces import sample_mesh
 from domains.sample import Fact, ManifestRow, Piece, Refused
 
-SUFFIXES = (".ply", ".off", ".pcd", ".las", ".laz", ".xyz", ".txt", ".npy")
+SUFFIXES = (".ply", ".off", ".obj", ".stl", ".pcd", ".las", ".laz", ".xyz", ".txt", ".npy")
 
 FARTHEST_METRES = 10_000.0
 """Coordinates are clipped here when scale is kept: float32 still tells millimetres apart at this distance."""
-
+FARTHEST_AMONG = 2**18
+"""Points of a cloud, drawn at random, among which farthest ones are chosen: some 0.3 s and a dozen megabytes."""
+FARTHEST_OF_MESH = 4
+"""Points that are drawn by area for each farthest one that is stored."""
 NOISE_CLASSES = (7, 18)
 """ASPRS classes of points that the surveyor has marked as noise: low and high."""
-
-APT_PACKAGES = {"libusb-1.0": "libusb-1.0-0", "libGL": "libgl1", "libEGL": "libegl1", "libX11": "libx11-6",
-                "libgomp": "libgomp1", "libidn2": "libidn2-0", "libudev": "libudev1", "libstdc++": "libstdc++6"}
-"""Debian and Ubuntu packages of the system libraries that open3d's wheel links to, found with ldd; libgomp is for the
-wheels before 0.20."""
-
-
-@dataclass(frozen=True)
-class Points:
-    """How meshes and point clouds are read."""
-
-    kind: Literal["points"] = "points"
-    """Tells the settings of the kinds apart."""
-    size: tuple[int, ...] = (1024,)
-    """How many points a model gets of each sample: [1024]."""
-    points_per_sample: int = 8192
-    """At most this many points are stored of each sample, drawn at random from a cloud and by area from a mesh;
-    training takes `size` of them anew each time. A cloud that has fewer is stored as it is."""
-    min_points: int = 64
-    """Files, and tiles of them, with fewer finite points are refused."""
-    scale: Literal["unit_sphere", "metres"] = "unit_sphere"
-    """unit_sphere: scale is taken out, centroid to 0 and farthest point to 1; stored as float16, whose rounding of
-    0.0005 is under a fiftieth of the distance between neighbours among 8,192 points on a sphere. metres: size carries
-    meaning and is kept; stored as float32, since float16 would round a building to 3 cm."""
-    metres_per_unit: float = 1.0
-    """Length of the files' unit: 0.001 for millimetres, 0.3048 for feet."""
-    y_up_sources: tuple[str, ...] = ()
-    """Sources whose files have y pointing up, as many design programs do; they are turned so that z does."""
-    tile_metres: float = 0.0
-    """Cut each file into square tiles with this side, seen from above, for scenes too large for one sample. 0: whole.
-    """
-    drop_noise: bool = True
-    """LAS, LAZ: leave out points flagged as withheld or classed as noise (7, 18)."""
-    max_points: int = 50_000_000
-    """Files that hold, or promise, more points than this are refused: 50 million take 1.2 GB as coordinates."""
-
-    def __post_init__(self) -> None:
-        if len(self.size) != 1 or self.size[0] < 1:
-            raise ValueError(f"size: found {self.size}, expected one number of points. Set size: [1024].")
-        if self.points_per_sample < self.size[0]:
-            raise ValueError(f"points_per_sample: found {self.points_per_sample}, expected at least size, "
-                             f"{self.size[0]}. Store more points, or ask for fewer.")
-        if self.min_points < 1:
-            raise ValueError(f"min_points: found {self.min_points}, expected at least 1.")
-        if not 0 < self.metres_per_unit < float("inf"):
-            raise ValueError(f"metres_per_unit: found {self.metres_per_unit}, expected a positive length. "
-                             "Set 0.001 for millimetres, 1 for metres.")
-        if not 0 <= self.tile_metres < float("inf"):
-            raise ValueError(f"tile_metres: found {self.tile_metres}, expected a side in metres, or 0 for no tiles.")
-
+PORTION = 1_000_000
+"""Points of a LAS file that are decoded at once."""
+WHOLE = 4_000_000
+"""A LAS file with more points is thinned while it is read, since only some of them are stored in the end."""
 
 Settings = Points
 
@@ -95,32 +60,33 @@ def contract(settings: Settings) -> Contract:
     """What the stored samples are; statistics and tasks are filled in by the stage."""
     metric = settings.scale == "metres"
     reach = FARTHEST_METRES if metric else 1.0
-    unit = "m" if metric else "radius"
-    return Contract(domain="pointcloud", kind="points",
-                    channels=tuple(Channel(axis, unit, low=-reach, high=reach) for axis in "xyz"),
+    channels = [Channel(axis, "m" if metric else "radius", low=-reach, high=reach) for axis in "xyz"]
+    for feature in (name for name in CHANNELS if name in settings.features):
+        unit, low = ("direction", -1.0) if feature == "normals" else ("share of full scale", 0.0)
+        channels += [Channel(name, unit, low=low, high=1.0) for name in CHANNELS[feature]]
+    gaps = settings.features or settings.fill == "unknown"
+    return Contract(domain="pointcloud", kind="points", channels=tuple(channels),
                     dtype="float32" if metric else "float16", size=settings.size,
+                    unknown=float("nan") if gaps else None,
                     normalisation="standardise" if metric else "unit_sphere")
 
 
 def read(row: ManifestRow, settings: Settings) -> list[Piece]:
     """One file to one piece, or to its tiles. The same bytes give the same points. Raises Refused."""
     rng = np.random.default_rng(_seed(row.path))
-    points, facts = _points_of(row.path, settings, rng)
-    finite = np.isfinite(points).all(axis=1)
-    points = points[finite].astype(np.float64) * settings.metres_per_unit
-    facts["dropped_non_finite"] = int(len(finite) - len(points))
-    if row.source in settings.y_up_sources:
-        points = points[:, [2, 0, 1]]  # x y z to z x y: a turn, not a mirror image
+    suffix, y_up = row.path.suffix.lower(), row.source in settings.y_up_sources
+    if suffix in (".las", ".laz"):
+        return _las_pieces(row.path, settings, y_up, rng)
+    contents, facts = _contents(row.path, suffix, settings)
+    if isinstance(contents, Mesh):
+        contents, facts = _sampled(contents, settings, rng)
+    cloud = _in_metres(contents, settings, y_up)
+    facts["dropped_non_finite"] = len(contents.xyz) - len(cloud.xyz)
     if not settings.tile_metres:
-        return [_piece(points, facts, settings, rng)]
-    pieces = []
-    for place, tile in _tiles(points, settings.tile_metres):
-        if len(tile) >= settings.min_points:
-            pieces.append(_piece(tile, {**facts, "tile": list(place)}, settings, rng, f"@x{place[0]}y{place[1]}"))
-    if not pieces:
-        raise Refused(f"found no tile of {settings.tile_metres:g} m with {settings.min_points} points or more among "
-                      f"{len(points)} points")
-    return pieces
+        return [_piece(cloud, _extent(cloud), largest(cloud), facts, settings, rng)]
+    chips = _chips(settings, rng)
+    chips.add(cloud)
+    return _of_chips(chips, facts, settings, y_up, rng)
 
 
 def implausible(pieces: list[Piece], settings: Settings) -> str | None:
@@ -130,9 +96,9 @@ def implausible(pieces: list[Piece], settings: Settings) -> str | None:
     if plan > 0 and height > 1000 * plan:
         return (f"extent: found clouds {height:.3g} high and {plan:.3g} wide, expected one unit for all three axes; "
                 "x and y look like degrees. Remedy: reproject the files to a metric coordinate system.")
-    largest = float(np.median(extents.max(axis=1)))
-    if settings.scale == "metres" and not 1e-3 < largest < FARTHEST_METRES:
-        return (f"extent: found samples {largest:.3g} m across (median), expected between a millimetre and "
+    top = float(np.median(extents.max(axis=1)))
+    if settings.scale == "metres" and not 1e-3 < top < FARTHEST_METRES:
+        return (f"extent: found samples {top:.3g} m across (median), expected between a millimetre and "
                 f"{FARTHEST_METRES:.0f} m. Remedy: set metres_per_unit to the length of the files' unit "
                 "(0.001 for millimetres).")
     return None
@@ -144,153 +110,173 @@ def _seed(path: Path) -> int:
         return int(hashlib.file_digest(file, "sha256").hexdigest(), 16)
 
 
-def _piece(points: np.ndarray, facts: dict[str, Fact], settings: Points, rng: np.random.Generator,
-           suffix: str = "") -> Piece:
-    """Centre, scale and shuffle: in random order, the first k points are a fair sample for any k."""
-    if len(points) < settings.min_points:
-        raise Refused(f"found {len(points)} finite points, expected at least {settings.min_points} (min_points)")
-    chosen = points[rng.permutation(len(points))[:settings.points_per_sample]]
-    chosen = chosen - chosen.mean(axis=0)
-    radius = float(np.linalg.norm(chosen, axis=1).max())
+def _in_metres(cloud: Cloud, settings: Points, y_up: bool) -> Cloud:
+    """The finite points, in metres, with z pointing up."""
+    cloud = cloud.take(np.isfinite(cloud.xyz).all(axis=1))
+    xyz, more = cloud.xyz.astype(np.float64) * settings.metres_per_unit, dict(cloud.more)
+    if y_up:  # x y z to z x y: a turn, not a mirror image
+        xyz = xyz[:, [2, 0, 1]]
+        more |= {name: values[:, [2, 0, 1]] for name, values in more.items() if name == "normals"}
+    return Cloud(xyz, more)
+
+
+def _extent(cloud: Cloud) -> Extent:
+    nowhere = np.zeros(3)
+    return (Extent(len(cloud.xyz), cloud.xyz.min(axis=0), cloud.xyz.max(axis=0)) if len(cloud.xyz)
+            else Extent(0, nowhere, nowhere))
+
+
+# ---- pieces ----
+
+def _chips(settings: Points, rng: np.random.Generator) -> Chips:
+    limit = FARTHEST_AMONG if settings.sample == "farthest" else settings.points_per_sample
+    return Chips(settings.tile_metres, limit, rng)
+
+
+def _of_chips(chips: Chips, facts: dict[str, Fact], settings: Points, y_up: bool,
+              rng: np.random.Generator) -> list[Piece]:
+    """A piece per chip that holds enough points."""
+    pieces = []
+    for place, extent, cloud in chips.chips():
+        if extent.count >= settings.min_points:
+            own = {**facts, "tile": list(place)}
+            if not y_up:  # turned coordinates lie on no map
+                bounds = [*extent.low[:2], *extent.high[:2]]
+                own["bounds"] = [float(edge) / settings.metres_per_unit for edge in bounds]
+            pieces.append(_piece(cloud, extent, chips.largest, own, settings, rng, f"@x{place[0]}y{place[1]}",
+                                 on_a_map=not y_up))
+    if not pieces:
+        found = sum(extent.count for extent in chips.extents.values())
+        raise Refused(f"found no tile of {settings.tile_metres:g} m with {settings.min_points} points or more among "
+                      f"{found} points")
+    return pieces
+
+
+def _piece(cloud: Cloud, extent: Extent, top: dict[str, float], facts: dict[str, Fact], settings: Points,
+           rng: np.random.Generator, suffix: str = "", on_a_map: bool = False) -> Piece:
+    """Choose, centre and scale. In random order the first k points are a fair sample for any k; chosen farthest first
+    they are the k that cover the shape best."""
+    if extent.count < settings.min_points:
+        raise Refused(f"found {extent.count} finite points, expected at least {settings.min_points} (min_points)")
+    cloud = cloud.take(_chosen(cloud.xyz, settings, rng))
+    with np.errstate(over="ignore", invalid="ignore"):  # of coordinates that only damage makes so large
+        centre = cloud.xyz.mean(axis=0)
+        places = cloud.xyz - centre
+        radius = float(np.linalg.norm(places, axis=1).max())
     if not 0 < radius < np.inf:
-        raise Refused(f"found {len(points)} points that all lie in one place, expected a shape")
-    facts = {**facts, "num_points": len(points), "extent": [float(e) for e in np.ptp(points, axis=0)], "radius": radius}
-    if settings.scale == "unit_sphere":
-        return Piece((chosen / radius).astype(np.float16), facts=facts, suffix=suffix)
-    return Piece(chosen.clip(-FARTHEST_METRES, FARTHEST_METRES).astype(np.float32), facts=facts, suffix=suffix)
+        raise Refused(f"found {extent.count} points that all lie in one place, expected a shape")
+    facts = {**facts, "num_points": extent.count, "extent": [float(e) for e in extent.high - extent.low],
+             "radius": radius}
+    unit_sphere = settings.scale == "unit_sphere"
+    if on_a_map:
+        facts |= {"origin": [float(c) / settings.metres_per_unit for c in centre],
+                  "stored_unit": (radius if unit_sphere else 1.0) / settings.metres_per_unit}
+    places = places / radius if unit_sphere else places.clip(-FARTHEST_METRES, FARTHEST_METRES)
+    values = np.concatenate([places, stored(cloud, settings.features, top, settings.full_intensity)], axis=1)
+    return Piece(values.astype(np.float16 if unit_sphere else np.float32), facts=facts, suffix=suffix)
 
 
-def _tiles(points: np.ndarray, side: float) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Squares on a grid that starts at the lowest x and y, those that hold points, in order."""
-    cells = np.floor((points[:, :2] - points[:, :2].min(axis=0)) / side).astype(np.int64)
-    order = np.lexsort((cells[:, 1], cells[:, 0]))
-    cells = cells[order]
-    starts = np.flatnonzero(np.any(cells[1:] != cells[:-1], axis=1)) + 1
-    for members in np.split(order, starts):
-        place = np.floor((points[members[0], :2] - points[:, :2].min(axis=0)) / side).astype(np.int64)
-        yield (int(place[0]), int(place[1])), points[members]
+def _chosen(xyz: np.ndarray, settings: Points, rng: np.random.Generator) -> np.ndarray:
+    """Indices of the points to store, in the order in which they are stored."""
+    drawn = rng.permutation(len(xyz))
+    if settings.sample == "random":
+        return drawn[:settings.points_per_sample]
+    drawn = drawn[:FARTHEST_AMONG]
+    return drawn[farthest_first(xyz[drawn], settings.points_per_sample)]
 
 
 # ---- formats ----
 
-def _points_of(path: Path, settings: Points, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Fact]]:
-    """M 3 coordinates in the file's unit, and facts."""
-    suffix = path.suffix.lower()
-    if suffix == ".off":
-        return _sampled(*read_off(path, settings.max_points), settings, rng)
-    if suffix == ".ply":
-        promise = headers.read_ply(path)
-        _limit("PLY", promise.num_points + promise.num_faces, settings)
-        if promise.num_faces:
-            return _sampled(*_ply_mesh(path, promise), settings, rng)
-        return _ply_cloud(path, promise), {"format": "PLY"}
+def _contents(path: Path, suffix: str, settings: Points) -> tuple[Mesh | Cloud, dict[str, Fact]]:
+    """What the file holds, in its own unit, and facts."""
+    if suffix in (".off", ".obj", ".stl", ".ply"):
+        read_mesh = {".off": read_off, ".obj": read_obj, ".stl": read_stl, ".ply": read_ply}[suffix]
+        what = suffix[1:].upper()
+        with _parsing(what):
+            return read_mesh(path, settings.max_points), {"format": what}
     if suffix == ".pcd":
-        promise = headers.read_pcd(path)
+        promise = read_pcd_header(path)
         _limit("PCD", promise.num_points, settings)
         return _pcd(path, promise), {"format": "PCD"}
-    if suffix in (".las", ".laz"):
-        return _las(path, settings)
     if suffix == ".npy":
-        return _array(path, settings), {"format": "NPY"}
+        with _parsing("NPY"):
+            return read_array(path, settings.columns, settings.max_points), {"format": "NPY"}
     if suffix in (".xyz", ".txt"):
-        return _text(path, settings), {"format": "XYZ"}
+        with _parsing("XYZ"):
+            return read_text(path, settings.columns, settings.max_points), {"format": "XYZ"}
     raise Refused(f"found another file ending, expected one of {', '.join(SUFFIXES)}")
 
 
-def _sampled(vertices: np.ndarray, triangles: np.ndarray, settings: Points,
-             rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Fact]]:
-    points, area = sample_surface(vertices, triangles, settings.points_per_sample, rng)
-    return points, {"format": "mesh", "num_vertices": len(vertices), "num_triangles": len(triangles),
-                    "area": area * settings.metres_per_unit ** 2}
+def _sampled(mesh: Mesh, settings: Points, rng: np.random.Generator) -> tuple[Cloud, dict[str, Fact]]:
+    several = FARTHEST_OF_MESH if settings.sample == "farthest" else 1
+    cloud, area = sample_mesh(mesh, several * settings.points_per_sample, rng)
+    return cloud, {"format": "mesh", "num_vertices": len(mesh.vertices), "num_triangles": len(mesh.triangles),
+                   "area": area * settings.metres_per_unit ** 2}
 
 
 def _limit(what: str, promised: int, settings: Points) -> None:
     if promised > settings.max_points:
-        raise Refused(f"{what}: found {promised} points or faces, expected at most {settings.max_points} (max_points)")
+        raise Refused(f"{what}: found {promised} points, expected at most {settings.max_points} (max_points)")
 
 
-def _ply_mesh(path: Path, promise: headers.Promise) -> tuple[np.ndarray, np.ndarray]:
-    with _parsing("PLY"):
-        mesh = _open3d().io.read_triangle_mesh(str(path))
-        vertices, triangles = np.asarray(mesh.vertices), np.asarray(mesh.triangles).astype(np.int64)
-    if len(vertices) != promise.num_points:
-        raise Refused(f"PLY: found {len(vertices)} vertices, expected the {promise.num_points} of the header")
-    if len(triangles) and not 0 <= triangles.min() <= triangles.max() < len(vertices):
-        raise Refused(f"PLY: a face names a vertex that is not among the {len(vertices)}")
-    return vertices, triangles
-
-
-def _ply_cloud(path: Path, promise: headers.Promise) -> np.ndarray:
-    with _parsing("PLY"):
-        cloud = _open3d().io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
-        points = np.asarray(cloud.points)
-    return _as_promised("PLY", points, promise)
-
-
-def _pcd(path: Path, promise: headers.Promise) -> np.ndarray:
+def _pcd(path: Path, promise: Promise) -> Cloud:
     """By Open3D's tensor reader: the older one returns zeros for binary coordinates of 8 bytes, without a word."""
     with _parsing("PCD"):
         cloud = _open3d().t.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
         points = cloud.point.positions.numpy()
-    return _as_promised("PCD", points, promise)
-
-
-def _as_promised(what: str, points: np.ndarray, promise: headers.Promise) -> np.ndarray:
+        named = {name: cloud.point[name].numpy() for name in ("normals", "colors", "intensity") if name in cloud.point}
     if points.shape != (promise.num_points, 3):
-        raise Refused(f"{what}: found {len(points)} points, expected the {promise.num_points} that the header promises")
-    return points
+        raise Refused(f"PCD: found {len(points)} points, expected the {promise.num_points} that the header promises")
+    columns = {channel: named[name][:, i] for name, channels in (
+        ("normals", CHANNELS["normals"]), ("colors", CHANNELS["colour"]), ("intensity", CHANNELS["intensity"]))
+        if name in named and named[name].shape == (len(points), len(channels)) for i, channel in enumerate(channels)}
+    return Cloud(points, attributes(columns))
 
 
-def _las(path: Path, settings: Points) -> tuple[np.ndarray, dict[str, Fact]]:
-    """Read in portions, so that only the coordinates of a large file are ever in memory."""
+def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generator) -> list[Piece]:
+    """A LAS file portion by portion, so that of a scene that is cut, or of a very large file, only what may be stored
+    is ever in memory."""
     laspy = library("laspy")
+    facts: dict[str, Fact] = {"format": "LAS", "dropped_noise": 0, "dropped_non_finite": 0}
+    chips, whole, found = _chips(settings, rng), [], 0
     with _parsing("LAS"), laspy.open(path) as file:
-        _limit("LAS", int(file.header.point_count), settings)
-        portions, found = [], 0
-        for portion in file.chunk_iterator(1_000_000):
-            xyz = np.stack([np.asarray(portion.x), np.asarray(portion.y), np.asarray(portion.z)], axis=1)
-            found += len(xyz)
-            portions.append(xyz[_wanted(portion)] if settings.drop_noise else xyz)
         promised = int(file.header.point_count)
+        _limit("LAS", promised, settings)
+        streamed = bool(settings.tile_metres) or promised > WHOLE
+        code = epsg_of([*file.header.vlrs, *(file.evlrs or ())])
+        for portion in file.chunk_iterator(PORTION):
+            found += len(portion)
+            cloud = _las_portion(portion, settings, facts)
+            metric = _in_metres(cloud, settings, y_up)
+            facts["dropped_non_finite"] = int(str(facts["dropped_non_finite"])) + len(cloud.xyz) - len(metric.xyz)
+            if streamed:
+                chips.add(metric)
+            else:
+                whole.append(metric)
     if found != promised:
         raise Refused(f"LAS: found {found} points, expected the {promised} that the header promises")
-    points = np.concatenate(portions) if portions else np.zeros((0, 3))
-    return points, {"format": "LAS", "dropped_noise": found - len(points)}
+    if code is not None and not y_up:
+        facts["epsg"] = code
+    if settings.tile_metres:
+        return _of_chips(chips, facts, settings, y_up, rng)
+    if streamed:
+        _, extent, cloud = next(chips.chips())
+        return [_piece(cloud, extent, chips.largest, facts, settings, rng, on_a_map=not y_up)]
+    cloud = join(whole)
+    return [_piece(cloud, _extent(cloud), largest(cloud), facts, settings, rng, on_a_map=not y_up)]
 
 
-def _wanted(portion: Any) -> np.ndarray:
-    return ~np.isin(np.asarray(portion.classification), NOISE_CLASSES) & (np.asarray(portion.withheld) == 0)
-
-
-def _array(path: Path, settings: Points) -> np.ndarray:
-    with _parsing("NPY"):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
-        raise Refused(f"NPY: found an array with {array.ndim} axes of kind {array.dtype.kind}, expected numbers, one "
-                      "point per row with x, y, z first")
-    _limit("NPY", len(array), settings)
-    return np.array(array[:, :3], dtype=np.float64)
-
-
-def _text(path: Path, settings: Points) -> np.ndarray:
-    """x y z first on each line; lines may begin with a comment sign, and the first may name the columns."""
-    _limit("XYZ", path.stat().st_size // 6, settings)  # "1 2 3\n" is the shortest line
-    with _parsing("XYZ"), path.open(encoding="latin-1") as file:
-        lines = [line for line in file if line.strip() and not line.lstrip().startswith(("#", "//"))]
-        delimiter = next((sign for sign in ",;" if lines and sign in lines[0]), None)
-        if lines and not _is_number(lines[0].split(delimiter)[0]):
-            lines = lines[1:]
-        if not lines:
-            return np.zeros((0, 3))
-        return np.loadtxt(lines, dtype=np.float64, delimiter=delimiter, usecols=(0, 1, 2), ndmin=2)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact]) -> Cloud:
+    xyz = np.stack([np.asarray(portion.x), np.asarray(portion.y), np.asarray(portion.z)], axis=1)
+    names = set(portion.point_format.dimension_names)
+    columns = {name: np.asarray(portion[name]) for name in ("intensity", "red", "green", "blue")
+               if name in names and settings.features}
+    cloud = Cloud(xyz, {name: values for name, values in attributes(columns).items() if name in settings.features})
+    if not settings.drop_noise:
+        return cloud
+    wanted = ~np.isin(np.asarray(portion.classification), NOISE_CLASSES) & (np.asarray(portion.withheld) == 0)
+    facts["dropped_noise"] = int(str(facts["dropped_noise"])) + int(np.count_nonzero(~wanted))
+    return cloud.take(wanted)
 
 
 # ---- libraries ----
@@ -301,7 +287,7 @@ def _parsing(what: str) -> Iterator[None]:
     messages may quote the file, so that only the type's name is passed on."""
     try:
         yield
-    except (Refused, ImportError):
+    except (Refused, ImportError, MemoryError):
         raise
     except Exception as error:
         raise Refused(f"{what}: not readable ({type(error).__name__})") from error
@@ -311,22 +297,3 @@ def _open3d() -> ModuleType:
     open3d = library("open3d")
     open3d.utility.set_verbosity_level(open3d.utility.VerbosityLevel.Error)  # warnings would quote paths
     return open3d
-
-
-def library(name: str) -> ModuleType:
-    """Import open3d or laspy, or raise ImportError with one sentence on what to install."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(_what_is_missing(name, str(error))) from error
-
-
-def _what_is_missing(name: str, message: str) -> str:
-    """One sentence. A wheel that is installed but lacks a system library says "libGL.so.1: cannot open ..."."""
-    shared = message.split(":")[0]
-    if ".so" not in shared or "cannot open" not in message:
-        return f"{name} is missing, which reads point clouds. Install it with: pip install 'lacuna[pointcloud]'"
-    packages = " ".join(APT_PACKAGES.values())
-    package = APT_PACKAGES.get(shared.split(".so")[0], "")
-    return (f"{name} cannot be loaded, since the system library {shared} is missing"
-            f"{f' (package {package})' if package else ''}. Install what it needs with: apt-get install -y {packages}")

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
+from domains.pointcloud.cloud import Mesh
+from domains.pointcloud.polygons import by_corners, triangles_of
 from domains.sample import Refused
 
 FIRST_LINE = re.compile(r"(?:ST)?(?:C)?(?:N)?OFF\s*(.*)", re.ASCII)
 """OFF and its variants with texture coordinates, colours and normals, which are passed over."""
 
 
-def read_off(path: Path, max_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (V 3, float64) and triangles (T 3, int64). Raises Refused."""
+def read_off(path: Path, max_points: int) -> Mesh:
+    """Vertices and triangles. Raises Refused."""
     lines = [line for line in (raw.split("#", 1)[0].strip() for raw in path.read_text("latin-1").splitlines()) if line]
     match = FIRST_LINE.fullmatch(lines[0]) if lines else None
     if match is None:
@@ -33,7 +35,7 @@ def read_off(path: Path, max_points: int) -> tuple[np.ndarray, np.ndarray]:
         raise Refused(f"OFF: found {len(body)} lines of data, expected the {num_vertices + num_faces} that the header "
                       "promises")
     vertices = _vertices(body[:num_vertices])
-    return vertices, _triangles(body[num_vertices:num_vertices + num_faces], num_vertices)
+    return Mesh(vertices, _triangles(body[num_vertices:num_vertices + num_faces], num_vertices))
 
 
 def _counts(text: str) -> tuple[int, int]:
@@ -51,19 +53,16 @@ def _vertices(lines: list[str]) -> np.ndarray:
 
 
 def _triangles(lines: list[str], num_vertices: int) -> np.ndarray:
-    by_corners: dict[int, list[list[int]]] = {}
     try:
+        faces = []
         for line in lines:
             words = line.split()
             corners = int(words[0])
-            by_corners.setdefault(corners, []).append([int(word) for word in words[1:corners + 1]])
-        polygons = [np.array(faces, dtype=np.int64).reshape(len(faces), corners)
-                    for corners, faces in by_corners.items() if corners >= 3]
-    except (ValueError, OverflowError) as error:
+            if corners >= 3:
+                faces.append([int(word) for word in words[1:corners + 1]])
+                if len(faces[-1]) != corners:
+                    raise ValueError("too few corners")
+        polygons = by_corners(faces)
+    except (ValueError, OverflowError, IndexError) as error:
         raise Refused("OFF: a face line does not hold the corners it promises") from error
-    fans = [np.stack([np.broadcast_to(faces[:, :1], faces[:, 2:].shape), faces[:, 1:-1], faces[:, 2:]], axis=-1)
-            .reshape(-1, 3) for faces in polygons]
-    triangles = np.concatenate(fans) if fans else np.zeros((0, 3), np.int64)
-    if triangles.size and not 0 <= triangles.min() <= triangles.max() < num_vertices:
-        raise Refused(f"OFF: a face names a vertex that is not among the {num_vertices}")
-    return triangles
+    return triangles_of(polygons, num_vertices, "OFF")

@@ -1,4 +1,5 @@
-"""A cloud as a picture: seen obliquely from above, near points over far ones, shaded by depth. numpy only.
+"""A cloud as a picture: seen obliquely from above, near points over far ones, in its own colours where it has some,
+else by intensity, else shaded by depth. numpy only.
 
 Legend: M points, S side of the picture in pixels.
 """
@@ -19,19 +20,22 @@ NEAR, FAR = np.array([16, 42, 92]), np.array([170, 204, 232])
 """Colours of the nearest and the farthest point."""
 UNKNOWN_NEAR, UNKNOWN_FAR = np.array([176, 32, 8]), np.array([250, 190, 150])
 """The same for points marked as not known: hidden from a model, or reconstructed by it."""
+DARK, BRIGHT = np.array([30, 12, 60]), np.array([246, 214, 72])
+"""Colours of the weakest and the strongest return, from the second to the 98th percentile of a cloud."""
 
 
 def picture(values: np.ndarray, contract: Contract, known: np.ndarray | None = None) -> np.ndarray:
     """S S 3 uint8.
 
     Args:
-        values: M 3 in stored units, of any float type.
-        known: M; points that are False are drawn in orange instead of blue. None: all are known.
+        values: M F in stored units, of any float type; coordinates alone (M 3) are shaded by depth.
+        known: M, or M F; points that are False are drawn in orange instead of blue. None: all are known.
     """
-    points = np.asarray(values, dtype=np.float64)[:, :3]
-    finite = np.isfinite(points).all(axis=1)
-    points = points[finite]
-    known = np.ones(len(points), bool) if known is None else np.asarray(known).reshape(-1)[finite].astype(bool)
+    values = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(values[:, :3]).all(axis=1)
+    points, features = values[finite, :3], values[finite, 3:]
+    told = np.ones((len(values), 1), bool) if known is None else np.asarray(known).reshape(len(values), -1)
+    sure: np.ndarray = np.all(told[finite, :3], axis=1)
     image = np.empty((SIDE, SIDE, 3), dtype=np.uint8)
     image[:] = BACKGROUND
     if not len(points):
@@ -43,7 +47,7 @@ def picture(values: np.ndarray, contract: Contract, known: np.ndarray | None = N
     across, up, depth = _turned(points - centre).T / reach
     column = np.round((across * 0.92 + 1) / 2 * (SIDE - 1)).astype(np.int64)
     row = np.round((1 - up * 0.92) / 2 * (SIDE - 1)).astype(np.int64)
-    _paint(image, row, column, depth, known)
+    _paint(image, row, column, depth, _colours(features, contract.names[3:], depth, sure))
     return image
 
 
@@ -55,12 +59,27 @@ def _turned(points: np.ndarray) -> np.ndarray:
     return np.stack([right, math.cos(TILT) * z + math.sin(TILT) * away, math.cos(TILT) * away - math.sin(TILT) * z], 1)
 
 
-def _paint(image: np.ndarray, row: np.ndarray, column: np.ndarray, depth: np.ndarray, known: np.ndarray) -> None:
-    """Discs from far to near, smaller where there are many points, so that sparse clouds still look like surfaces."""
-    radius = 1 if len(row) > 3000 else 2
+def _colours(features: np.ndarray, names: tuple[str, ...], depth: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """M 3 from 0 to 255: by depth where the cloud has neither colour nor intensity, or lacks it at a point."""
     low, span = depth.min(), max(np.ptp(depth), 1e-12)
     share = ((depth - low) / span)[:, None]
     colour = np.where(known[:, None], NEAR + share * (FAR - NEAR), UNKNOWN_NEAR + share * (UNKNOWN_FAR - UNKNOWN_NEAR))
+    if features.shape[1] != len(names):
+        return colour
+    if "red" in names:
+        own = 255 * features[:, names.index("red"):][:, :3].clip(0, 1)
+    elif "intensity" in names and np.isfinite(features[:, names.index("intensity")]).any():
+        returned = features[:, [names.index("intensity")]]
+        weak, strong = np.nanpercentile(returned, (2, 98))
+        own = DARK + ((returned - weak) / max(strong - weak, 1e-12)).clip(0, 1) * (BRIGHT - DARK)
+    else:
+        return colour
+    return np.where(known[:, None] & np.isfinite(own).all(axis=1, keepdims=True), own, colour)
+
+
+def _paint(image: np.ndarray, row: np.ndarray, column: np.ndarray, depth: np.ndarray, colour: np.ndarray) -> None:
+    """Discs from far to near, smaller where there are many points, so that sparse clouds still look like surfaces."""
+    radius = 1 if len(row) > 3000 else 2
     order = np.argsort(-depth, kind="stable")
     steps = np.arange(-radius, radius + 1)
     disc = [(dy, dx) for dy in steps for dx in steps if dy * dy + dx * dx <= radius * radius + 1]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from domains.pointcloud.ingest import library
+from domains.pointcloud.libraries import library
 from domains.pointcloud.scanner import Scanner, scan
 from domains.pointcloud.shapes import Mesh, vessel
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from domains.pointcloud.cloud import Cloud, Mesh
 from domains.sample import Refused
 
 
@@ -25,6 +26,26 @@ def sample_surface(vertices: np.ndarray, triangles: np.ndarray, num: int,
     Returns:
         N 3 points in random order, and the area of the surface.
     """
+    chosen, shares, area = _draw(vertices, triangles, num, rng)
+    return _mix(vertices, chosen, shares), area
+
+
+def sample_mesh(mesh: Mesh, num: int, rng: np.random.Generator) -> tuple[Cloud, float]:
+    """The same with attributes: those of the vertices are mixed as their places are, and normals are those of the
+    triangles. Which side a normal is on follows the order of a triangle's corners, which many meshes mix up.
+
+    Returns:
+        N points, and the area of the surface.
+    """
+    chosen, shares, area = _draw(mesh.vertices, mesh.triangles, num, rng)
+    more = {name: _mix(values, chosen, shares) for name, values in mesh.more.items()}
+    a, b, c = (mesh.vertices[chosen[:, i]] for i in range(3))
+    return Cloud(_mix(mesh.vertices, chosen, shares), {**more, "normals": np.cross(b - a, c - a)}), area
+
+
+def _draw(vertices: np.ndarray, triangles: np.ndarray, num: int,
+          rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """N 3 corners of the triangle that each point lies on, the share of each corner (three of N 1), and the area."""
     areas = triangle_areas(vertices, triangles)
     ends = np.cumsum(areas)
     if not len(ends) or ends[-1] <= 0:
@@ -32,5 +53,10 @@ def sample_surface(vertices: np.ndarray, triangles: np.ndarray, num: int,
     chosen = triangles[np.searchsorted(ends, rng.random(num) * ends[-1], side="right").clip(max=len(ends) - 1)]
     # The square root spreads points evenly over a triangle; without it they would crowd around the first corner
     root, share = np.sqrt(rng.random((num, 1))), rng.random((num, 1))
-    a, b, c = (vertices[chosen[:, i]] for i in range(3))
-    return (1 - root) * a + root * (1 - share) * b + root * share * c, float(ends[-1])
+    return chosen, [1 - root, root * (1 - share), root * share], float(ends[-1])
+
+
+def _mix(values: np.ndarray, chosen: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
+    a, b, c = (values[chosen[:, i]] for i in range(3))
+    mixed: np.ndarray = shares[0] * a + shares[1] * b + shares[2] * c
+    return mixed

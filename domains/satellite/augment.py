@@ -7,6 +7,7 @@ Legend: B batch, C bands, H W rows and columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +49,12 @@ class Augment:
                              "expected 0 <= gain < 1 and shift >= 0.")
 
 
-def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment) -> tuple[Tensor, Tensor | None]:
+def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment,
+            names: Sequence[str] = ()) -> tuple[Tensor, Tensor | None]:
     """Args:
         x: B C H W, 0 where unknown. known: B C H W bool, or None when all is.
         draws: B NUM_DRAWS uniforms in [0, 1).
+        names: the bands of x, which are all treated alike.
 
     Returns:
         x and known after the same moves.

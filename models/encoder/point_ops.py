@@ -18,7 +18,8 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def farthest_point_sampling(points: Tensor, num: int, start: int | Tensor = 0) -> Tensor:
+def farthest_point_sampling(points: Tensor, num: int, start: int | Tensor = 0,
+                            usable: Tensor | None = None) -> Tensor:
     """Choose `num` points, each the farthest from all chosen before it.
 
     Textbook rule: begin at `start`; then always take the point whose distance to its nearest chosen point is largest,
@@ -28,6 +29,8 @@ def farthest_point_sampling(points: Tensor, num: int, start: int | Tensor = 0) -
         points: B M 3.
         num: how many to choose, at most M.
         start: index of the first point, one for all samples or one per sample (B).
+        usable: B M bool, which points may be chosen, the first among them; None for all. A sample with fewer than
+            `num` of them gives index 0 from there on.
 
     Returns:
         B num indices into M, in the order of choosing.
@@ -38,6 +41,8 @@ def farthest_point_sampling(points: Tensor, num: int, start: int | Tensor = 0) -
     chosen = torch.empty(batch, num, dtype=torch.long, device=points.device)
     last = torch.as_tensor(start, dtype=torch.long, device=points.device).expand(batch).unsqueeze(1)  # B 1
     nearest = torch.full((batch, available), torch.inf, device=points.device)
+    if usable is not None:
+        nearest = nearest.masked_fill(~usable, -1.0)
     for step in range(num):
         chosen[:, step] = last[:, 0]
         # -1 is below every distance, so that a chosen point stays chosen among exact duplicates
@@ -98,13 +103,15 @@ def _squared_gap(x: Tensor, y: Tensor, z: Tensor, to: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nearest_neighbours(centres: Tensor, points: Tensor, num: int) -> Tensor:
+def nearest_neighbours(centres: Tensor, points: Tensor, num: int, usable: Tensor | None = None) -> Tensor:
     """The `num` points nearest to each centre, nearest first; equal distances come in any order.
 
     Args:
         centres: B G 3.
         points: B M 3.
         num: neighbours per centre, at most M.
+        usable: B M bool, which points count; None for all. Of a sample with fewer than `num` of them the nearest is
+            given again.
 
     Returns:
         B G num indices into M.
@@ -114,7 +121,10 @@ def nearest_neighbours(centres: Tensor, points: Tensor, num: int) -> Tensor:
                          "Give the model larger clouds, or ask for smaller groups.")
     # By differences, not by a matrix product: |a|^2 + |b|^2 - 2ab loses the digits that tell close neighbours apart
     distance = torch.cdist(centres.float(), points.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    return distance.topk(num, dim=-1, largest=False, sorted=True).indices
+    if usable is None:
+        return distance.topk(num, dim=-1, largest=False, sorted=True).indices
+    found = distance.masked_fill(~usable.unsqueeze(1), torch.inf).topk(num, dim=-1, largest=False, sorted=True)
+    return torch.where(found.values.isinf(), found.indices[..., :1], found.indices)
 
 
 def chamfer_l2(pred: Tensor, target: Tensor) -> Tensor:

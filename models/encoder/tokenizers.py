@@ -3,8 +3,8 @@
 Each has `patchify`, `unpatchify`, `embed` and `place_code(dim, positions)`; nothing after them knows what kind of data
 it was.
 
-Legend: B batch, C channels, D H W voxels or pixels, N patches, P values per patch, K place coordinates, M points,
-G groups of k points, E width of the encoder.
+Legend: B batch, C channels, D H W voxels or pixels, N patches, P values per patch, K place coordinates, M points
+with F values each (3 coordinates, then features), G groups of k points, E width of the encoder.
 """
 
 from __future__ import annotations
@@ -157,37 +157,59 @@ class BandTokenizer(nn.Module):
 
 
 class GroupTokenizer(nn.Module):
-    """values: k points relative to the centre, never scaled; place: the centre (Point-MAE, section 3.1)."""
+    """values: k points relative to the centre, never scaled, each with its features behind; place: the centre
+    (Point-MAE, section 3.1)."""
 
-    def __init__(self, settings: Groups, width: int) -> None:
+    def __init__(self, settings: Groups, num_channels: int, width: int) -> None:
         super().__init__()
-        self.num_groups, self.group_size = settings.num_groups, settings.group_size
-        self.sample = pointnet2_sampling if settings.sampling == "pointnet2" else farthest_point_sampling
-        self.num_values = settings.group_size * 3
+        if num_channels < 3:
+            raise ValueError(f"found {num_channels} channels, expected x, y, z and features: groups are of points.")
+        self.num_groups, self.group_size, self.num_channels = settings.num_groups, settings.group_size, num_channels
+        self.sampling = settings.sampling
+        self.num_values = settings.group_size * num_channels
+        self.num_coordinates = settings.group_size * 3
         first, second, third = settings.widths
-        self.point = nn.ModuleList([nn.Linear(3, first), SyncedBatchNorm1d(first), nn.Linear(first, second)])
+        self.point = nn.ModuleList([nn.Linear(num_channels, first), SyncedBatchNorm1d(first), nn.Linear(first, second)])
         self.group = nn.ModuleList([nn.Linear(2 * second, third), SyncedBatchNorm1d(third), nn.Linear(third, width)])
 
     def patchify(self, x: Tensor, known: Tensor | None = None) -> Patches:
-        """x B M 3 -> Patches of G groups. Every point is data: `known` must be None."""
-        assert known is None, "clouds hold no unknown points; fetch gives real ones only"
-        if x.shape[1] < max(self.num_groups, self.group_size):
-            raise ValueError(f"found clouds of {x.shape[1]} points, expected at least num_groups {self.num_groups} and "
-                             f"group_size {self.group_size}. Ingest more points per sample or make the groups smaller.")
-        centre = _gather_points(x, self.sample(x, self.num_groups))        # B G 3
-        index = nearest_neighbours(centre, x, self.group_size)                                      # B G k
-        near = _gather_points(x, index.flatten(1)).reshape(*index.shape, 3)          # B G k 3
-        return Patches((near - centre[:, :, None]).flatten(2), centre)
+        """x B M F -> Patches of G groups. Where `known` says that points are missing (B M F bool), none of them becomes
+        a centre or a neighbour; a cloud with fewer points than groups has groups without any known value."""
+        if x.shape[1] < max(self.num_groups, self.group_size) or x.shape[2] != self.num_channels:
+            raise ValueError(f"found clouds of {x.shape[1]} points with {x.shape[2]} values, expected at least "
+                             f"num_groups {self.num_groups} and group_size {self.group_size} points with "
+                             f"{self.num_channels} values. Ingest more points per sample or make the groups smaller.")
+        places, usable = x[..., :3], None if known is None else known[..., :3].all(-1)
+        centre = _gather_points(places, self.sample(places, self.num_groups, usable))                # B G 3
+        index = nearest_neighbours(centre, places, self.group_size, usable)  # B G k
+        near = _gather_points(x, index.flatten(1)).reshape(*index.shape, -1)                         # B G k F
+        relative = near[..., :3] - centre[:, :, None]
+        near = relative if near.shape[-1] == 3 else torch.cat([relative, near[..., 3:]], -1)
+        return Patches(near.flatten(2), centre, None if known is None else self._known(known, index))
+
+    def sample(self, places: Tensor, num: int, usable: Tensor | None = None) -> Tensor:
+        """Indices of centres, B num into places B M 3. Missing points lie at 0, where pointnet2 takes none."""
+        if self.sampling == "pointnet2":
+            return pointnet2_sampling(places, num)
+        return farthest_point_sampling(places, num, usable=usable)
+
+    def _known(self, known: Tensor, index: Tensor) -> Tensor:
+        """known B M F, index B G k -> B G k*F: nothing of the groups beyond a cloud's number of points."""
+        count = known[..., :3].all(-1).sum(1, keepdim=True)                  # B 1
+        real = torch.arange(index.shape[1], device=index.device) < count     # B G
+        near = _gather_points(known, index.flatten(1)).reshape(*index.shape, -1)                     # B G k F
+        return (near & real[:, :, None, None]).flatten(2)
 
     def unpatchify(self, values: Tensor, place: Tensor) -> Tensor:
-        """values B N P, place B N 3 -> the points themselves, B N*k 3."""
-        points = values.reshape(*values.shape[:2], self.group_size, 3) + place[:, :, None]
-        return points.flatten(1, 2)
+        """values B N P with features or without, place B N 3 -> the points themselves, B N*k F or B N*k 3."""
+        points = values.reshape(*values.shape[:2], self.group_size, -1)
+        places = points[..., :3] + place[:, :, None]
+        return torch.cat([places, points[..., 3:]], -1).flatten(1, 2)
 
     def embed(self, values: Tensor, place: Tensor | None = None) -> Tensor:
         """B N P -> B N E, wherever it is: a PointNet with one global-to-local step."""
         batch, count = values.shape[:2]
-        x = values.reshape(-1, 3)                                            # B*N*k 3
+        x = values.reshape(-1, self.num_channels)                            # B*N*k F
         first, norm, second = self.point
         x = second(norm(first(x)).relu()).reshape(batch * count, self.group_size, -1)       # B*N k second
         x = torch.cat([x.amax(1, keepdim=True).expand_as(x), x], -1)         # B*N k 2*second
@@ -221,11 +243,11 @@ def build_tokenizer(settings: TokenizerSettings, num_channels: int, width: int) 
         case BandGroups():
             return BandGroupTokenizer(settings, num_channels, width)
         case Groups():
-            return GroupTokenizer(settings, width)
+            return GroupTokenizer(settings, num_channels, width)
         case Grid2D3D():
             return Grid2D3DTokenizer(settings, num_channels, width)
 
 
 def _gather_points(x: Tensor, index: Tensor) -> Tensor:
-    """x B M 3, index B n -> B n 3"""
+    """x B M F, index B n -> B n F"""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

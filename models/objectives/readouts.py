@@ -125,14 +125,17 @@ class Pixels(nn.Module):
 
 
 class Chamfer(nn.Module):
-    """A linear layer to the points of a group."""
+    """A linear layer to the places of the points of a group. Features are seen by the encoder, and not predicted."""
 
     reads_everything = False
 
     def __init__(self, settings: ChamferReadout, width: int, encoder: Encoder) -> None:
         super().__init__()
+        tokenizer = encoder.tokenizer
+        assert isinstance(tokenizer, GroupTokenizer), "checked by the objective's settings"
         self.chamfer = chamfer_l1 if settings.distance == "l1" else chamfer_l2
-        self.project = nn.Linear(width, encoder.tokenizer.num_values)
+        self.group_size = tokenizer.group_size
+        self.project = nn.Linear(width, tokenizer.num_coordinates)
 
     def forward(self, decoded: Tensor, x: Tensor, patches: Patches, mask: Mask) -> Tensor:
         """decoded B H D -> scalar loss"""
@@ -141,12 +144,12 @@ class Chamfer(nn.Module):
 
     def errors(self, decoded: Tensor, patches: Patches, mask: Mask) -> tuple[Tensor, Tensor | None]:
         """Distance of each hidden group, B H, and None: every group has points."""
-        target, _ = _hidden(patches, mask)
-        points = (*target.shape[:2], -1, 3)                                  # B H k 3
-        return self.chamfer(self.project(decoded).reshape(points), target.reshape(points)), None
+        target = take(patches.values, mask.hidden)
+        target = target.reshape(*target.shape[:2], self.group_size, -1)[..., :3]                     # B H k 3
+        return self.chamfer(self.project(decoded).reshape(target.shape), target), None
 
     def predict(self, decoded: Tensor, patches: Patches, mask: Mask) -> Tensor:
-        """-> B H P, points relative to their centre."""
+        """-> B H k*3, points relative to their centre."""
         return self.project(decoded)
 
 
