@@ -15,8 +15,9 @@ USER_DEFINED = 32767
 """GeoTIFF's number for a system that has no code."""
 LONGEST_WKT = 1 << 16
 CODE = re.compile(r'(?:AUTHORITY|ID)\s*\[\s*"EPSG"\s*,\s*"?(\d{1,6})"?', re.IGNORECASE)
-NAME = re.compile(r'"(?!EPSG"|\d{1,6}")[^"]*"', re.IGNORECASE)
-"""A text that is neither an authority nor a code; it may hold brackets."""
+QUOTED = re.compile(r'"([^"]*)"')
+KEPT = re.compile(r"EPSG|\d{1,6}", re.IGNORECASE)
+"""Quoted texts that are looked at: authority and code. Names may hold brackets, and are blanked."""
 SYSTEM = re.compile(r"\b(PROJCS|PROJCRS|PROJECTEDCRS|GEOGCS|GEOGCRS|GEODCRS)\s*\[", re.IGNORECASE)
 
 
@@ -42,7 +43,7 @@ def epsg_of(records: Iterable[Any]) -> int | None:
 def _of_text(text: str) -> int | None:
     """The code that stands directly inside the first projected or geographic system: those further in belong to its
     datum, its ellipsoid and its unit, those outside to a compound system or to heights."""
-    text = NAME.sub('""', text[:LONGEST_WKT])
+    text = QUOTED.sub(lambda quoted: quoted[0] if KEPT.fullmatch(quoted[1]) else '""', text[:LONGEST_WKT])
     found = SYSTEM.search(text)
     if not found:
         return None

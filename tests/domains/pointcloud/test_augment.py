@@ -77,3 +77,34 @@ def test_draws_of_another_shape_are_refused() -> None:
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: found"):
         Augment(**wrong)
+
+
+NAMES = ("x", "y", "z", "nx", "ny", "nz", "intensity")
+
+
+def test_normals_stay_normal_to_the_surface_and_other_features_as_they_are() -> None:
+    """Points of a plane through the origin, whose normal is known for every view from three of its points."""
+    generator = torch.Generator().manual_seed(0)
+    along = torch.randn(4, 2, 3, generator=generator)
+    points = torch.randn(4, 50, 2, generator=generator) @ along
+    normal = torch.nn.functional.normalize(torch.linalg.cross(along[:, 0], along[:, 1]), dim=-1)
+    x = torch.cat([points, normal[:, None].expand(-1, 50, -1), torch.rand(4, 50, 1, generator=generator)], -1)
+    view, _ = augment(x, None, draws(), Augment(turn=0.5), NAMES)
+    moved = view[..., :3] - view[:, :1, :3]
+    torch.testing.assert_close((moved * view[..., 3:6]).sum(-1), torch.zeros(4, 50), atol=1e-4, rtol=0)
+    torch.testing.assert_close(view[..., 3:6].norm(dim=-1), torch.ones(4, 50))
+    assert torch.equal(view[..., 6], x[..., 6]) and not torch.allclose(view[..., 3:6], x[..., 3:6], atol=0.05)
+
+
+def test_what_is_unknown_stays_zero_in_every_view() -> None:
+    x, known = torch.randn(4, 50, 7), torch.ones(4, 50, 7, dtype=torch.bool)
+    known[:, 30:], known[:, ::3, 3:6] = False, False
+    view, told = augment(x.masked_fill(~known, 0.0), known, draws(), EVERYTHING, NAMES)
+    assert told is not None and torch.equal(told, known)
+    assert bool((view[~known] == 0).all()) and bool(view.isfinite().all())
+
+
+def test_features_do_not_change_the_view_of_the_places() -> None:
+    x = torch.cat([clouds(), torch.rand(4, 50, 4)], -1)
+    assert torch.equal(augment(x, None, draws(), EVERYTHING, NAMES)[0][..., :3],
+                       augment(clouds(), None, draws(), EVERYTHING)[0])

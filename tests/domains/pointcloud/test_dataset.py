@@ -87,3 +87,52 @@ def test_metric_clouds_keep_their_proportions_and_come_back() -> None:
     assert known is None
     torch.testing.assert_close((x[:, 1] - x[:, 0]) * (169 / 3) ** 0.5, raw[:, 1] - raw[:, 0])
     torch.testing.assert_close(dataset.denormalise(x, metric()), raw)
+
+
+def rich(scale: str = "unit_sphere", num: int = 64) -> Contract:
+    plain = contract(Points(size=(num,), scale=scale, features=("normals", "intensity")))
+    return dataclasses.replace(plain, channels=(*plain.channels[:6], dataclasses.replace(
+        plain.channels[6], mean=0.5, std=0.1)))
+
+
+def featured(num: int = 64) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.column_stack([rng.normal(size=(num, 3)), np.full((num, 3), [0, 0.6, 0.8]), rng.random(num)]).astype("f4")
+
+
+@pytest.mark.parametrize("scale", ["unit_sphere", "metres"])
+def test_normals_stay_as_they_are_and_intensity_is_standardised(scale: str) -> None:
+    raw = torch.from_numpy(featured())[None]
+    x, known = dataset.normalise(raw, rich(scale))
+    assert known is None
+    plain = dataclasses.replace(rich(scale), channels=rich(scale).channels[:3], unknown=None)
+    torch.testing.assert_close(x[..., :3], dataset.normalise(raw[..., :3], plain)[0])
+    torch.testing.assert_close(x[..., 3:6], raw[..., 3:6])
+    torch.testing.assert_close(x[..., 6], (raw[..., 6] - 0.5) / 0.1)
+    torch.testing.assert_close(dataset.denormalise(x, rich(scale))[..., 3:], raw[..., 3:], atol=1e-5, rtol=1e-5)
+    assert dataset.denormalise(x[..., :3], rich(scale)).shape == (1, 64, 3)
+
+
+@pytest.mark.parametrize("scale", ["unit_sphere", "metres"])
+def test_a_small_cloud_gives_each_point_once_where_unknown_has_a_value(scale: str) -> None:
+    described = dataclasses.replace(rich(scale), size=(64,))
+    few = dataset.fetch(featured(20), described, np.array([0.3, 0.7]))
+    assert few.shape == (64, 7) and np.isnan(few[20:]).all()
+    assert len(np.unique(few[:20, 6])) == 20
+    x, known = dataset.normalise(torch.from_numpy(few)[None], described)
+    assert known is not None and known.sum().item() == 20 * 7 and bool((x[~known] == 0).all())
+    alone, _ = dataset.normalise(torch.from_numpy(few[:20])[None], described)
+    torch.testing.assert_close(x[:, :20], alone)
+
+
+def test_a_feature_that_a_file_lacks_is_zero_and_unknown_and_its_points_are_known() -> None:
+    raw = torch.from_numpy(featured())[None].clone()
+    raw[..., 6] = torch.nan
+    x, known = dataset.normalise(raw, rich())
+    assert known is not None and known[..., :6].all() and not known[..., 6].any()
+    assert bool((x[..., 6] == 0).all()) and bool(x.isfinite().all())
+
+
+def test_filling_with_what_is_unknown_can_be_asked_for_without_features() -> None:
+    described = contract(Points(size=(64,), fill="unknown"))
+    assert np.isnan(dataset.fetch(featured(20)[:, :3], described, None)[20:]).all()

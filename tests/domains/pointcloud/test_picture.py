@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -40,3 +42,16 @@ def test_unknown_points_have_a_colour_of_their_own() -> None:
 
 def test_metric_clouds_fill_the_picture_wherever_they_lie() -> None:
     assert np.array_equal(picture(ball() * 50 + [1000, 2000, 0], METRES), picture(ball() * 50, METRES))
+
+
+@pytest.mark.parametrize(("features", "values", "said"), [
+    (("colour",), [1.0, 0.0, 0.0], lambda image: (image[..., 0] > 200) & (image[..., 1:] < 20).all(-1)),
+    (("intensity",), np.linspace(0, 1, 500)[:, None], lambda image: (image[..., 0] > 200) & (image[..., 2] < 120))])
+def test_a_cloud_is_drawn_in_its_own_colours_or_by_its_intensity(features: tuple[str, ...], values: object,
+                                                                 said: Callable[[np.ndarray], np.ndarray]) -> None:
+    described = contract(Points(features=features))
+    cloud = np.column_stack([ball(), np.broadcast_to(np.asarray(values), (500, len(described.channels) - 3))])
+    assert said(picture(cloud, described).astype(int)).any()
+    assert not said(picture(cloud[:, :3], described).astype(int)).any()  # a prediction has places alone
+    cloud[:, 3:] = np.nan
+    assert np.array_equal(picture(cloud, described), picture(ball(), SPHERE))  # unknown: as if there were none
