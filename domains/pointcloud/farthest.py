@@ -33,15 +33,17 @@ def farthest_first(points: np.ndarray, num: int) -> np.ndarray:
     num = min(num, len(points))
     if len(points) < 2:
         return np.arange(num)
-    centred = np.ascontiguousarray(points - points.mean(axis=0), dtype=np.float32)  # map coordinates would be rounded
+    near = (points - points[0]).astype(np.float32)  # map coordinates would be rounded
     height = next(height for largest, height in HEIGHTS if len(points) <= largest)
-    height = min(height, int(len(points)).bit_length() - 1)
-    chosen = _fpsample().bucket_fps_kdline_sampling(centred, num, height, start_idx=0).astype(np.int64)
-    first = np.sort(np.unique(chosen, return_index=True)[1])
-    if len(first) == num:
+    height = min(height, len(points).bit_length() - 1)
+    chosen: np.ndarray = _fpsample().bucket_fps_kdline_sampling(near, num, height, start_idx=0).astype(np.int64)
+    taken = np.zeros(len(points), bool)
+    taken[chosen] = True
+    if int(np.count_nonzero(taken)) == num:
         return chosen
-    left = np.setdiff1d(np.arange(len(points)), chosen)  # duplicates: nothing is far from what is chosen any more
-    return np.concatenate([chosen[first], left[:num - len(first)]])
+    # Of duplicates nothing is far from what is chosen any more, and one point is chosen again and again
+    first = np.sort(np.unique(chosen, return_index=True)[1])
+    return np.concatenate([chosen[first], np.flatnonzero(~taken)[:num - len(first)]])
 
 
 def _fpsample() -> ModuleType:
