@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow check real constraints clean
+.PHONY: help setup repro verdict test test-slow check real constraints clean
 
 # Where `make real` and the tests on real files look (data/ and golden/ inside); absent: those tests are skipped and say so.
 export LACUNA_SHARED ?= $(abspath ../shared)
@@ -21,7 +21,11 @@ setup:   ## system libraries, .venv with pinned packages, this package
 	@bash scripts/setup.sh
 
 repro: setup   ## raw files to compared, registered models on the embedded sample, all four tracks
-	dvc repro
+	dvc repro evaluate
+	lacuna compare
+
+verdict: setup   ## what pretraining on the embedded X-rays is worth in labels: curves, a page, a recipe
+	dvc repro verdict
 	lacuna compare
 
 test: setup   ## the tests, without the slow ones

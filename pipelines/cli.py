@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
         if stage in ("pretrain", "finetune"):
             sub.add_argument("--resume-despite-code-change", action="store_true",
                              help="go on with what a killed run of other code left; this is recorded")
+        if stage == "verdict":
+            sub.add_argument("--cells", default="", metavar="I/N",
+                             help="only train the I-th of N shares of the cells (from 0), for several machines")
         if stage == "finetune":
             _folder_options(sub)
     _people_commands(command)
@@ -86,6 +89,7 @@ STAGES = {
     "pretrain": "masked modelling on unlabelled and training rows",
     "finetune": "train a labelled task from each start; or: lacuna finetune DOMAIN --data DIR --labels CSV",
     "evaluate": "score the arms on test rows, with intervals",
+    "verdict": "arms, adaptations, budgets of labels and seeds: is pretraining worth it, and by how many labels?",
 }
 
 
@@ -204,6 +208,10 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
         case "evaluate":
             from pipelines import evaluate
             return evaluate.run(name, load_run(stage, name, evaluate.EvaluateRun, root), root)
+        case "verdict":
+            from pipelines import verdict
+            share = verdict.share_of(str(getattr(options, "cells", "")))
+            return verdict.run(name, load_run(stage, name, verdict.VerdictRun, root), root, share)
     raise ValueError(f"stage: found {stage!r}, expected one of {', '.join(STAGES)}.")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from pipelines import report, tracking
 from pipelines.evaluation_record import METRICS_FILE, Evaluation, load, rows_of
 from pipelines.metrics import METRICS
+from pipelines.outcome import cost_sentence, notes_of, verdict
 from pipelines.settings import plain
 from pipelines.uncertainty import Estimate
-from pipelines.verdict import cost_sentence, notes_of, verdict
 
 PICTURES = ("arms.png", "roc.png", "predicted.png", "difference.png")
 """Which picture of a run is pointed to: the first that there is."""
@@ -48,10 +48,20 @@ def compare(names: Sequence[str], root: Path, out: Path | None = None) -> str:
         said += [f"  {cost}"] if cost else []
         said += [f"  note: {note}" for note in notes_of(run)]
     blocks.append("\n".join(said))
+    if not names:
+        blocks += label_verdicts(root)
     blocks.append("\n".join(where_to_look(runs, root)))
     if out is not None:
         blocks.append("written: " + ", ".join(str(path) for path in export(runs, root, out)))
     return "\n\n".join(blocks)
+
+
+def label_verdicts(root: Path) -> list[str]:
+    """What each `lacuna verdict` has found: its table over budgets of labels, its sentences, where its page lies."""
+    return [f"verdict {path.parent.name}, by labelled groups\n{path.read_text(encoding='utf-8').rstrip()}\n"
+            f"picture: {(path.parent / 'curves.png').relative_to(root)}   page: "
+            f"{(path.parent / 'report.html').relative_to(root)}"
+            for path in sorted((root / "reports/verdict").glob("*/summary.txt"))]
 
 
 def final_table(root: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,10 +32,10 @@ from pipelines.evaluation_pictures import draw
 from pipelines.evaluation_record import METRICS_FILE, Evaluation, rows_of
 from pipelines.floor_features import FloorSettings
 from pipelines.floors import Floor, floor
+from pipelines.outcome import summary, verdict
 from pipelines.settings import plain
 from pipelines.temperature import probabilities
 from pipelines.tuned_checkpoints import fold, load_tuned, predict
-from pipelines.verdict import summary, verdict
 
 
 @dataclass(frozen=True)
@@ -189,19 +189,25 @@ def check_unseen(record: Mapping[str, Any], unseen: Unseen, at: Path) -> str:
         raise StaleCheckpoint(f"{at}: found weights tuned on data {made_of[:12]}, expected {digest[:12]}, which is in "
                               f"{unseen.prepared.folder.name} now; its splits may differ. Remedy: run `lacuna "
                               "finetune` again.")
-    pool = set(record.get("pool_groups") or [])
-    lengths = {len(code) for code in pool}
     groups = set(unseen.column("group"))
-    seen = sorted(group for group in groups if pseudonym(group) in pool
-                  or any(_code(group, length) in pool for length in lengths if not key_of(group)))
+    seen = groups_seen(record, groups)
     if seen:
         raise Leak(f"leak: found {len(seen)} of {len(groups)} test groups in what {at} was pretrained on "
                    f"({pseudonyms_of(seen)}), expected none. Remedy: pretrain again with the present splits, or move "
                    "these groups to train.")
+    pool = set(record.get("pool_groups") or [])
     foreign = {key_of(code) for code in pool} - {key_of(group) for group in groups}
     return (f"groups are named by another key ({', '.join(sorted(foreign)).strip(', ') or 'none'}) in what it was "
             "pretrained on, so whether it has seen test groups cannot be told; ingest both with one key "
             "(docs/security.md)") if foreign else ""
+
+
+def groups_seen(record: Mapping[str, Any], groups: Collection[str]) -> list[str]:
+    """Those of some groups that a checkpoint's encoder was pretrained on, in order."""
+    pool = set(record.get("pool_groups") or [])
+    lengths = {len(code) for code in pool}
+    return sorted(group for group in groups if pseudonym(group) in pool
+                  or any(_code(group, length) in pool for length in lengths if not key_of(group)))
 
 
 def _code(group: str, length: int) -> str:

@@ -96,6 +96,8 @@ class FinetuneRun:
     """Share of a label spread over all classes (single_label)."""
     label_share: float = 1.0
     """Use this share of the labelled training groups (the budget), the same ones in every arm and seed."""
+    label_seed: int = 0
+    """Which groups those are; a smaller share of the same seed is part of a larger one."""
     machine: Machine = field(default_factory=Machine)
     """Devices and precision."""
 
@@ -179,7 +181,7 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
             sources = tuple(Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
             for seed in settings.seeds:
                 for rate in settings.grid if settings.protocol == "full" else settings.grid[:1]:
-                    trials.append(_trial(name, settings, task, arm, seed, rate, begin, sources, augment, work, tracked))
+                    trials.append(trial(name, settings, task, arm, seed, rate, begin, sources, augment, work, tracked))
         if follows():
             return {}
         summary = _publish(name, settings, root, arms, trials, start, work, (len(train), len(val)), tracked)
@@ -195,10 +197,31 @@ def labelled_rows(prepared: Prepared, settings: FinetuneRun) -> tuple[np.ndarray
                          f"{len(val)} labelled validation rows, expected some of both. Look at `lacuna describe`.")
     if settings.label_share < 1:
         groups = np.array(prepared.column("group"))[train]
-        names = np.unique(groups)
-        kept = np.random.default_rng(0).permutation(names)[:max(1, round(settings.label_share * len(names)))]
-        train = train[np.isin(groups, kept)]
+        order = label_order(groups, prepared.labels(settings.task)[train], settings.label_seed)
+        train = train[np.isin(groups, order[:max(1, round(settings.label_share * len(order)))])]
     return train, val
+
+
+def label_order(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:
+    """The groups in an order whose every beginning is a fair budget: shuffled, and in turn by what their first row is
+    labelled, in proportion. So a smaller budget is part of a larger one, and the first few hold every class there is.
+
+    Args:
+        groups: n names. labels: n L, NaN unknown; numbers of a regression count by quarters.
+    """
+    names, first = np.unique(groups, return_index=True)
+    of_group = labels[first]
+    known = of_group[~np.isnan(of_group)]
+    if len(known) and not np.equal(known, np.round(known)).all():
+        edges = np.nanquantile(of_group[:, 0], [0.25, 0.5, 0.75])
+        of_group = np.searchsorted(edges, of_group[:, :1]).astype(np.float32)
+    _, kind = np.unique(np.nan_to_num(of_group, nan=-1.0), axis=0, return_inverse=True)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    turn = np.empty(len(names))
+    for one in np.unique(kind):
+        members = shuffled[kind.reshape(-1)[shuffled] == one]
+        turn[members] = np.arange(len(members)) / len(members)
+    return [str(names[i]) for i in shuffled[np.argsort(turn[shuffled], kind="stable")]]
 
 
 def resolve_start(settings: FinetuneRun, data: Contract, root: Path) -> Start:
@@ -226,7 +249,7 @@ def build_model(start: Start, head: HeadSettings, task: Task, seed: int, num_ref
     return Tuned(encoder, build_head(head, encoder.width, outputs, num_reference), TaskLoss(task.kind, outputs))
 
 
-def _trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rate: float, start: Start,
+def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rate: float, start: Start,
            sources: tuple[Source, ...], augment: Any, work: Work, tracked: Any) -> Trial:
     """One training, or what an interrupted run has left of it."""
     folder = work.folder / f"{arm}-seed{seed}-lr{rate:g}"
@@ -269,13 +292,13 @@ def _trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, ra
                            "data": settings.data,
                            "data_digest": train.prepared.digest, "task": settings.task, "protocol": settings.protocol,
                            "steps": steps, "val_loss": loss, "code": work.code, "finetune": name}}, adapters, trunk)
-        trial = Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
-        write_text(making / "trial.json", json.dumps(trial.numbers()))
+        done = Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
+        write_text(making / "trial.json", json.dumps(done.numbers()))
     tracked.metrics({f"{arm}.seed{seed}.val_loss": loss, f"{arm}.trained_weights": trained,
                      f"{arm}.trained_share": trained / weights}, step=steps)
     if seed == settings.seeds[0] and rate == settings.grid[0]:
         print(f"finetune {name}: arm {arm} trains {trained} of {weights} weights ({trained / weights:.2%})")
-    return trial
+    return done
 
 
 def put_adapters(model: Tuned, adapters: tuple[AdapterSettings, ...], start: str, seed: int) -> Trunk | None:

@@ -81,7 +81,7 @@ def loss_curve(path: Path, history: Sequence[Mapping[str, float]], title: str = 
              if name not in ("step", "learning_rate")]
     parts = [name for name in names if name != "loss"]
     shown = ["loss"] if len(parts) <= 1 else names  # a single part is the sum
-    figure = _figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     for i, name in enumerate(shown):
         steps, values = zip(*((point["step"], point[name]) for point in points if name in point), strict=True)
@@ -91,7 +91,7 @@ def loss_curve(path: Path, history: Sequence[Mapping[str, float]], title: str = 
     axes.set_title(title)
     if len(shown) > 1:
         axes.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def reconstructions(path: Path, rows: Sequence[Sequence[np.ndarray]],
@@ -135,7 +135,7 @@ def forest(path: Path, rows: Sequence[Row], label: str, title: str = "", zero: b
     """
     if not rows or not can_draw():
         return False
-    figure = _figure(7.2, 1.2 + 0.34 * len(rows))
+    figure = new_figure(7.2, 1.2 + 0.34 * len(rows))
     axes = figure.subplots()
     for i, (_, value, low, high) in enumerate(rows):
         if value is None:
@@ -153,7 +153,7 @@ def forest(path: Path, rows: Sequence[Row], label: str, title: str = "", zero: b
     axes.set_title(title)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def curves(path: Path, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[str, str],
@@ -161,12 +161,12 @@ def curves(path: Path, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], label
     """Named curves inside the unit square with its diagonal: ROC by arm."""
     if not lines or not can_draw():
         return False
-    figure = _figure(4.8, 4.6)
+    figure = new_figure(4.8, 4.6)
     axes = _unit_square(figure, labels, title)
     for i, (name, (x, y)) in enumerate(lines.items()):
         axes.plot(x, y, color=COLOURS[i % len(COLOURS)], label=name, linewidth=1.6)
     axes.legend(frameon=False, loc="lower right")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def reliability(path: Path, bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str = "") -> bool:
@@ -177,14 +177,14 @@ def reliability(path: Path, bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.
     """
     if not bins or not can_draw():
         return False
-    figure = _figure(4.8, 4.6)
+    figure = new_figure(4.8, 4.6)
     axes = _unit_square(figure, ("confidence", "share right"), title)
     for i, (name, (certain, right, count)) in enumerate(bins.items()):
         colour, areas = COLOURS[i % len(COLOURS)], 10 + 160 * count / max(1, count.sum())
         axes.plot(certain, right, color=colour, linewidth=1, alpha=0.6)
         axes.scatter(certain, right, s=areas, color=colour, label=name)
     axes.legend(frameon=False, loc="upper left", markerscale=0.7)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def scatter(path: Path, clouds: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[str, str],
@@ -192,7 +192,7 @@ def scatter(path: Path, clouds: Mapping[str, tuple[np.ndarray, np.ndarray]], lab
     """Predicted over true numbers of a regression, by arm, with the line on which both are equal."""
     if not clouds or not can_draw():
         return False
-    figure = _figure(4.8, 4.6)
+    figure = new_figure(4.8, 4.6)
     axes = figure.subplots()
     every = np.concatenate([np.concatenate(pair) for pair in clouds.values()])
     axes.plot([every.min(), every.max()], [every.min(), every.max()], color="0.5", linewidth=1, linestyle="--")
@@ -202,7 +202,7 @@ def scatter(path: Path, clouds: Mapping[str, tuple[np.ndarray, np.ndarray]], lab
     axes.set_ylabel(labels[1])
     axes.set_title(title)
     axes.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def can_draw(library: str = "matplotlib") -> bool:
@@ -216,7 +216,8 @@ def can_draw(library: str = "matplotlib") -> bool:
     return False
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -237,7 +238,8 @@ def _unit_square(figure: Figure, labels: tuple[str, str], title: str) -> Any:
     return axes
 
 
-def _save(figure: Figure, path: Path) -> bool:
+def save_figure(figure: Figure, path: Path) -> bool:
+    """Write it as PNG; True, so that a drawing function can end with it."""
     content = io.BytesIO()
     # No date and no version of the library: equal numbers give an equal file, which DVC then keeps once.
     figure.savefig(content, format="png", metadata={"Software": None})

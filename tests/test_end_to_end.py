@@ -67,6 +67,9 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
         run |= {"seeds": [0, 1], "validations": 1}
     for run in params["evaluate"].values():
         run["resamples"] = 100
+    for run in params["verdict"].values():
+        run |= {"budgets": [0.5, 1.0], "seeds": [0, 1], "resamples": 100}
+        run["tuning"] |= {"optimisation": {"steps": 2, "batch_size": 8, "betas": [0.9, 0.999]}, "validations": 1}
     return params
 
 
@@ -129,13 +132,21 @@ def test_no_test_group_was_pretrained_or_tuned_on(project, name):
     assert pool and not pool & held
 
 
+@pytest.mark.parametrize("name", SHIPPED["verdict"])
+def test_a_verdict_ends_with_a_sentence_curves_and_a_recipe(project, name):
+    folder = project.root / f"reports/verdict/{name}"
+    assert "pretraining on your" in (folder / "summary.txt").read_text()
+    assert (folder / "curves.png").stat().st_size > 10_000 and (folder / "report.html").is_file()
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())[name]["data"] == name
+
+
 def test_a_second_repro_runs_nothing(project):
     assert project.repro("--dry") == set()
 
 
 def test_each_stage_loads_what_its_deps_name_and_nothing_else(project):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage in STAGES:
+    for stage in (*STAGES, "verdict"):
         used: set[str] = set()
         for name, settings in SHIPPED[stage].items():
             loaded = set(json.loads((project.root / f"modules/{stage}-{name}.json").read_text()))
@@ -164,7 +175,9 @@ def test_editing_one_run_re_runs_that_run_alone_and_lineage_is_complete_when_it_
     before = {stage: project.json(f"reports/{stage}/{name}/run.json") for stage in STAGES[1:]}
     shipped = (project.root / "params.yaml").read_text()
     project.change(lambda params: params["pretrain"][name].update(seed=99))
-    assert project.repro() == {f"pretrain@{name}", f"finetune@{name}", f"evaluate@{name}"}
+    after = {f"verdict@{run}" for run, settings in SHIPPED["verdict"].items()
+             if settings["arms"]["pretrained"] == f"artifacts/pretrain/{name}"}
+    assert project.repro() == {f"pretrain@{name}", f"finetune@{name}", f"evaluate@{name}"} | after
     other = project.json(f"reports/pretrain/{name}/run.json")
     assert other["run_id"] != before["pretrain"]["run_id"]
     (project.root / "params.yaml").write_text(shipped)

@@ -19,10 +19,11 @@ from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.sample import SampleRun
 from pipelines.settings import SettingsError, build, load_run, plain
+from pipelines.verdict import VerdictRun, tunings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, Any] = {"sample": SampleRun, "ingest": DataRun, "pretrain": PretrainRun, "finetune": FinetuneRun,
-                            "evaluate": EvaluateRun}
+                            "evaluate": EvaluateRun, "verdict": VerdictRun}
 FILES = {"params.yaml": yaml.safe_load((ROOT / "params.yaml").read_text()),
          "examples/real/params.yaml": yaml.safe_load((ROOT / "examples/real/params.yaml").read_text()),
          "examples/methods/params.yaml": yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text())}
@@ -40,6 +41,11 @@ def data_contract(file: str, data: str) -> Any:
 def test_every_shipped_run_validates_and_survives_being_saved(file, stage, name):
     settings = build(SETTINGS[stage], FILES[file][stage][name], f"{stage}.{name}")
     assert build(SETTINGS[stage], plain(settings), "again") == settings
+
+
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file in FILES for name in FILES[file].get("verdict", {})])
+def test_the_cells_of_every_shipped_verdict_validate(file, name):
+    assert tunings(name, build(VerdictRun, FILES[file]["verdict"][name], f"verdict.{name}"))
 
 
 @pytest.mark.parametrize(("file", "name"), [(file, name) for file in FILES for name in FILES[file]["pretrain"]])

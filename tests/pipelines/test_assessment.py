@@ -17,7 +17,7 @@ from pipelines.evaluation_pictures import draw
 from pipelines.evaluation_record import Evaluation, from_json
 from pipelines.floors import Floor
 from pipelines.metrics import HEADLINE, values
-from pipelines.verdict import summary
+from pipelines.outcome import summary
 
 ROWS, GROUPS = 240, 80
 TASKS = {"single_label": Task("single_label", ("y",), ("a", "b", "c")),

@@ -1,0 +1,90 @@
+"""What a verdict computes: intervals that hold what they say, worth in labelled groups, curves that rise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pipelines.finetune import label_order
+from pipelines.label_efficiency import Curve, gain, gains, rise, worth
+from pipelines.uncertainty import t_reach
+
+
+def curve(means: list[float], groups: tuple[int, ...], seeds: int = 3, noise: float = 0.0, resamples: int = 200,
+          seed: int = 0) -> Curve:
+    rng = np.random.default_rng(seed)
+    return Curve(tuple(mean + noise * rng.normal(size=(seeds, 1)) + noise * rng.normal(size=(1, 1 + resamples))
+                       * np.r_[0, np.ones(resamples)] for mean in means), groups)
+
+
+def test_worth_is_the_labels_saved_on_a_logarithmic_scale():
+    baseline = curve([0.60, 0.70, 0.80], (10, 40, 160))
+    # reaches 0.80 halfway, on the log scale, between 10 and 40 groups: at 20
+    ahead = curve([0.75, 0.85, 0.90], (10, 40, 160))
+    found = worth(ahead, baseline)
+    assert found is not None and found.value == pytest.approx(160 - 20) and not found.capped
+    at_once = worth(curve([0.82, 0.85, 0.90], (10, 40, 160)), baseline)
+    assert at_once is not None and at_once.value == 150 and at_once.capped
+    assert worth(curve([0.50, 0.60, 0.70], (10, 40, 160)), baseline) is None
+
+
+def test_a_curve_is_made_to_rise_by_the_nearest_one_that_does():
+    np.testing.assert_allclose(rise(np.array([0.6, 0.5, 0.7, 0.65, 0.8])), [0.55, 0.55, 0.675, 0.675, 0.8])
+    np.testing.assert_allclose(rise(np.array([3.0, 2.0, 1.0])), [2.0, 2.0, 2.0])
+
+
+def test_the_interval_joins_both_sorts_of_luck_with_a_t_reach():
+    rng = np.random.default_rng(1)
+    seeds, resamples, groups = 4, 400, 40
+    way = Curve((0.8 + 0.02 * rng.normal(size=(seeds, 1 + resamples)),), (20,))
+    base = Curve((np.full((seeds, 1 + resamples), 0.7),), (20,))
+    found = gain(way, base, groups, comparisons=1)
+    difference = way.scores[0] - 0.7
+    of_groups = difference[:, 1:].mean(0).std(ddof=1) * math.sqrt(groups / (groups - 1))
+    of_seeds = difference[:, 0].std(ddof=1) / math.sqrt(seeds)
+    error = math.hypot(of_groups, of_seeds)
+    freedom = int(error**4 / (of_groups**4 / (groups - 1) + of_seeds**4 / (seeds - 1)))
+    assert found.low == pytest.approx(found.value - t_reach(0.95, freedom) * error)
+    assert found.verdict == "helped"
+    assert gain(way, base, groups, comparisons=4).low < found.low  # type: ignore[operator]
+
+
+def test_equal_ways_are_called_different_no_more_often_than_promised():
+    wrong = 0
+    for trial in range(300):
+        rng = np.random.default_rng(trial)
+        truth = rng.normal(0, 0.02, size=(2, 3, 1))                                   # luck of seeds, each way
+        tested = np.r_[rng.normal(0, 0.02), rng.normal(0, 0.02, 300)]                 # luck of test groups
+        tested[1:] += tested[0]
+        ways = {name: Curve((0.7 + truth[i] + (tested if i else 0) + np.zeros((3, 301)),), (50,))
+                for i, name in enumerate(("scratch", "pretrained"))}
+        wrong += gains(ways, "scratch", 60)["pretrained"].verdict != "no difference"
+    assert wrong <= 0.05 * 300 + 3 * math.sqrt(300 * 0.05 * 0.95)
+
+
+@pytest.mark.parametrize(("groups", "seeds"), [(5, 3), (60, 1)])
+def test_too_few_groups_or_seeds_give_no_interval(groups, seeds):
+    found = gain(curve([0.9], (50,), seeds), curve([0.5], (50,), seeds), groups, 1)
+    assert found.verdict == "not estimable" and found.low is None
+
+
+def test_every_beginning_of_the_label_order_holds_every_class_in_proportion_and_never_cuts_a_group():
+    rng = np.random.default_rng(0)
+    groups = np.array([f"g{i:03d}" for i in range(100) for _ in range(2)])
+    labels = np.repeat(np.r_[np.zeros(80), np.ones(20)][rng.permutation(100)], 2)[:, None].astype(np.float32)
+    of_group = dict(zip(groups, labels[:, 0], strict=True))
+    order = label_order(groups, labels, seed=3)
+    assert sorted(order) == sorted(set(groups))
+    assert {of_group[name] for name in order[:2]} == {0.0, 1.0}
+    for count in (10, 25, 50):
+        assert abs(sum(of_group[name] for name in order[:count]) - 0.2 * count) <= 1.5
+    assert label_order(groups, labels, seed=3) == order != label_order(groups, labels, seed=4)
+
+
+def test_numbers_are_spread_over_budgets_by_quarters():
+    groups = np.array([f"g{i:02d}" for i in range(40)])
+    ages = np.linspace(20, 80, 40, dtype=np.float32)[:, None]
+    first = label_order(groups, ages, seed=0)[:4]
+    assert {int(groups.tolist().index(name) // 10) for name in first} == {0, 1, 2, 3}
