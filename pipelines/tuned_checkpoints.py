@@ -137,7 +137,7 @@ def _adapters(record: dict[str, Any], where: str) -> tuple[AdapterSettings, ...]
 
 def _trunk_folder(trunk: Trunk, folder: Path) -> Path:
     """Where the trunk lies: in the project that holds the checkpoint, wherever that has been moved to."""
-    for home in (*folder.resolve().parents, Path.cwd()):
+    for home in folder.resolve().parents:
         if (home / trunk.start / RECORD).is_file():
             return home / trunk.start
     raise CheckpointError(f"{folder} holds adapters alone: found no {trunk.start} above it, expected the encoder with "
