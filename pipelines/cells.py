@@ -21,7 +21,8 @@ from domains.publish import folder_in_the_making, write_bytes, write_text
 from domains.store import Prepared
 from pipelines import finetune
 from pipelines.batches import Source, domain_code
-from pipelines.finetune import FinetuneRun, build_augment, labelled_rows
+from pipelines.finetune import FinetuneRun, build_augment
+from pipelines.label_budget import labelled_rows
 from pipelines.resume import REPOSITORY, Work
 from pipelines.settings import fingerprint
 from pipelines.starts import Start
@@ -55,8 +56,8 @@ class Told:
     """val_loss, learning_rate, steps, seconds, trained, weights, groups, rows."""
 
 
-CODE = ("batches", "cells", "checkpoints", "finetune", "optimisers", "probes", "starts", "temperature", "training",
-        "tuned_checkpoints")
+CODE = ("batches", "cells", "checkpoints", "finetune", "label_budget", "optimisers", "probes", "starts", "temperature",
+        "training", "tuned_checkpoints")
 """Modules of pipelines/ that decide what a cell says, beside models/ and the domain's loading."""
 
 
@@ -93,7 +94,7 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
     arm = run.arms[0]
     begin = start if arm == "pretrained" else start.random()
     labels = prepared.labels(run.task)
-    train, val = labelled_rows(prepared, run)
+    train, val = labelled_rows(prepared, run.data, run.task, run.label_share, run.label_seed)
     code = domain_code(run.domain)
     sources = tuple(Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
     work = Work(folder.with_name(f"{folder.name}.work"), "", "", False, False)

@@ -20,7 +20,7 @@ import torch
 from domains.contract import Contract
 from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
-from domains.store import Prepared, open_prepared
+from domains.store import open_prepared
 from models.adapters.adapter import AdapterSettings, add_adapter, trunk_hash
 from models.encoder.build import AnyEncoderSettings
 from models.encoder.chance import Chance, key_of
@@ -33,6 +33,7 @@ from models.heads.tuned import HeadSettings, NearestHead, Tuned, build_head
 from pipelines import checkpoints, lineage, report, tracking
 from pipelines.batches import Batch, Source, domain_code
 from pipelines.estimate import announce, with_memory_advice
+from pipelines.label_budget import labelled_rows
 from pipelines.probes import fit_linear, fit_neighbours
 from pipelines.processes import follows
 from pipelines.resume import Work, work_folder
@@ -158,7 +159,7 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
     prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
     labels = prepared.labels(settings.task)
     task = prepared.contract.tasks[settings.task]
-    train, val = labelled_rows(prepared, settings)
+    train, val = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
     start = resolve_start(settings, prepared.contract, root)
     for sentence in start.said:
         print(f"start: {sentence}")
@@ -187,41 +188,6 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
         summary = _publish(name, settings, root, arms, trials, start, work, (len(train), len(val)), tracked)
         work.finish()
         return summary
-
-
-def labelled_rows(prepared: Prepared, settings: FinetuneRun) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows (a share of the groups, if asked) and validation rows with a label of the task."""
-    train, val = (prepared.rows(split=split, task=settings.task) for split in ("train", "val"))
-    if len(train) == 0 or len(val) == 0:
-        raise ValueError(f"task {settings.task} of {settings.data}: found {len(train)} labelled training and "
-                         f"{len(val)} labelled validation rows, expected some of both. Look at `lacuna describe`.")
-    if settings.label_share < 1:
-        groups = np.array(prepared.column("group"))[train]
-        order = label_order(groups, prepared.labels(settings.task)[train], settings.label_seed)
-        train = train[np.isin(groups, order[:max(1, round(settings.label_share * len(order)))])]
-    return train, val
-
-
-def label_order(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:
-    """The groups in an order whose every beginning is a fair budget: shuffled, and in turn by what their first row is
-    labelled, in proportion. So a smaller budget is part of a larger one, and the first few hold every class there is.
-
-    Args:
-        groups: n names. labels: n L, NaN unknown; numbers of a regression count by quarters.
-    """
-    names, first = np.unique(groups, return_index=True)
-    of_group = labels[first]
-    known = of_group[~np.isnan(of_group)]
-    if len(known) and not np.equal(known, np.round(known)).all():
-        edges = np.nanquantile(of_group[:, 0], [0.25, 0.5, 0.75])
-        of_group = np.searchsorted(edges, of_group[:, :1]).astype(np.float32)
-    _, kind = np.unique(np.nan_to_num(of_group, nan=-1.0), axis=0, return_inverse=True)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
-    turn = np.empty(len(names))
-    for one in np.unique(kind):
-        members = shuffled[kind.reshape(-1)[shuffled] == one]
-        turn[members] = np.arange(len(members)) / len(members)
-    return [str(names[i]) for i in shuffled[np.argsort(turn[shuffled], kind="stable")]]
 
 
 def resolve_start(settings: FinetuneRun, data: Contract, root: Path) -> Start:

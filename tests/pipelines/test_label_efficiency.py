@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.finetune import label_order
+from pipelines.label_budget import label_order
 from pipelines.label_efficiency import Curve, gain, gains, rise, worth
 from pipelines.uncertainty import t_reach
 

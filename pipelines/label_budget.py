@@ -1,0 +1,53 @@
+"""Which labelled groups a training gets: all, or a budget.
+
+Legend: n rows, L numbers per label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from domains.store import Prepared
+
+
+def labelled_rows(prepared: Prepared, data: str, task: str, share: float = 1.0,
+                  seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows (a share of the groups, if asked) and validation rows with a label of the task.
+
+    Args:
+        data: what the prepared data is called, for messages.
+
+    Raises:
+        ValueError: there are none of either.
+    """
+    train, val = (prepared.rows(split=split, task=task) for split in ("train", "val"))
+    if len(train) == 0 or len(val) == 0:
+        raise ValueError(f"task {task} of {data}: found {len(train)} labelled training and "
+                         f"{len(val)} labelled validation rows, expected some of both. Look at `lacuna describe`.")
+    if share < 1:
+        groups = np.array(prepared.column("group"))[train]
+        order = label_order(groups, prepared.labels(task)[train], seed)
+        train = train[np.isin(groups, order[:max(1, round(share * len(order)))])]
+    return train, val
+
+
+def label_order(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:
+    """The groups in an order whose every beginning is a fair budget: shuffled, and in turn by what their first row is
+    labelled, in proportion. So a smaller budget is part of a larger one, and the first few hold every class there is.
+
+    Args:
+        groups: n names. labels: n L, NaN unknown; numbers of a regression count by quarters.
+    """
+    names, first = np.unique(groups, return_index=True)
+    of_group = labels[first]
+    known = of_group[~np.isnan(of_group)]
+    if len(known) and not np.equal(known, np.round(known)).all():
+        edges = np.nanquantile(of_group[:, 0], [0.25, 0.5, 0.75])
+        of_group = np.searchsorted(edges, of_group[:, :1]).astype(np.float32)
+    _, kind = np.unique(np.nan_to_num(of_group, nan=-1.0), axis=0, return_inverse=True)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    turn = np.empty(len(names))
+    for one in np.unique(kind):
+        members = shuffled[kind.reshape(-1)[shuffled] == one]
+        turn[members] = np.arange(len(members)) / len(members)
+    return [str(names[i]) for i in shuffled[np.argsort(turn[shuffled], kind="stable")]]
