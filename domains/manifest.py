@@ -161,11 +161,16 @@ def _folder_lines(folder: Path) -> Iterator[dict[str, str]]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
         inside = Path(parent).relative_to(folder).parts
-        split = inside[0] if inside and inside[0] in SPLITS else ""
-        label = inside[1:2] if split else inside[:1]
         for name in sorted(names):
             if not name.startswith("."):
-                yield {"path": "/".join((*inside, name)), "split": split, "label": label[0] if label else ""}
+                yield folder_line((*inside, name))
+
+
+def folder_line(parts: tuple[str, ...]) -> dict[str, str]:
+    """The row of a file that no manifest names, from the parts of its path: [split/]class/.../file."""
+    split = parts[0] if len(parts) > 1 and parts[0] in SPLITS else ""
+    label = parts[1:-1] if split else parts[:-1]
+    return {"path": "/".join(parts), "split": split, "label": label[0] if label else ""}
 
 
 def _left_out(line: Mapping[str, str], files: Files) -> tuple[str, str] | None:

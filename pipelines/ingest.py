@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -30,7 +31,9 @@ from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
 from pipelines import contact_sheet, data_summary, lineage, tracking
+from pipelines.engine import Engine, reading
 from pipelines.nameless import nameless
+from pipelines.remote import Read, Remote, Source, is_url
 from pipelines.resources import disk_free, memory, size_text, time_text
 from pipelines.settings import build, plain
 
@@ -62,6 +65,10 @@ class DataRun:
     near_duplicates: float | None = None
     """Correlation of thumbnails from which on two samples in different splits are reported. null: what was measured to
     suit the kind of data (domains/duplicates.py). Above 1: near duplicates are not looked for."""
+    remote: Remote = field(default_factory=Remote)
+    """Where files.folder is a URL: what is kept, checked and allowed."""
+    engine: Engine = field(default_factory=Engine)
+    """Who reads the files: this machine, or a cluster."""
     leaks: Literal["join", "report", "refuse"] = "join"
     """What to do about samples that repeat each other. join: groups that do end in one split, where the split is ours
     to choose; what the manifest's own splits keep apart is reported, and stays out of the self-supervised pool. refuse:
@@ -132,7 +139,9 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     began = time.monotonic()
     domain = domain_reader(settings.domain)
     read_settings = build(domain.settings, settings.read, f"ingest.{name}.read")
-    manifest = read_manifest(settings.told, domain.ingest.suffixes(read_settings), root)
+    source = Source(settings.told, settings.remote, root) if is_url(settings.files.folder) else None
+    files = source.files if source else settings.told
+    manifest = read_manifest(files, domain.ingest.suffixes(read_settings), root)
     _say_filtered(name, manifest)
     rows, tasks, values = divide(manifest.rows, settings)  # before hours of reading, so that wrong labels end here
     # Splits are a function of the true names, so that another key moves no patient; all that is written has the others.
@@ -141,11 +150,12 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     reader = Reader(domain.ingest.__name__, read_settings)
     target, report = root / "data/prepared" / name, root / "reports/ingest" / name
     with tracking.open_run(stage="ingest", name=name, root=root, settings=plain(settings), domain=settings.domain,
-                           inputs=_inputs(settings, root)) as tracked:
-        probe(name, named, reader, domain, settings, target)
+                           inputs=_inputs(files)) as tracked:
+        probe(name, named, reader, domain, settings, target, _from(source, read_all))
         with folder_in_the_making(target) as folder:
             write_text(folder / "reader.json", json.dumps(plain(read_settings), indent=2) + "\n")
-            refused, origins = _store(name, named, values, contract, reader, settings, folder)
+            read = _from(source, reading(settings.engine, root))
+            refused, origins = _store(name, named, values, contract, reader, settings, folder, read)
             _write_quarantine(refused, folder / QUARANTINE, report / QUARANTINE)
             refuse_if_too_many(refused, len(rows), settings.bad_files, report / QUARANTINE)
             rows, joined = _join(name, settings, manifest, rows, origins, folder)
@@ -182,15 +192,20 @@ def _say_filtered(name: str, manifest: Manifest) -> None:
         print(f"ingest {name}: left out by {what}: {shown}")
 
 
-def _inputs(settings: DataRun, root: Path) -> dict[str, str | None]:
+def _inputs(files: Files) -> dict[str, str | None]:
     """What the run reads, for lineage: the manifest where there is one, else the folder."""
-    return {settings.files.manifest or settings.files.folder: None}
+    return {files.manifest or files.folder: None}
+
+
+def _from(source: Source | None, read: Read) -> Read:
+    """`read`, of files that come from elsewhere meanwhile."""
+    return partial(source.read, read=read) if source else read
 
 
 # ---- before ----
 
 def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: DomainReader, settings: DataRun,
-          target: Path) -> None:
+          target: Path, read: Read = read_all) -> None:
     """Read a few files of every source: stop when they contradict the settings, and say what the rest will take."""
     chosen = _probe_rows(rows)
     began = time.monotonic()
@@ -199,7 +214,7 @@ def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: Domain
     kept, peak = 0, 0
     sizes: dict[str, dict[int, int]] = {}
     reasons: list[str] = []
-    for n, outcome in enumerate(read_all(chosen, reader, settings.limits)):
+    for n, outcome in enumerate(read(chosen, reader, settings.limits)):
         first = time.monotonic() if n == 0 else first
         peak = max(peak, outcome.peak_bytes)
         sizes.setdefault(outcome.row.source, {}).setdefault(outcome.index, 0)
@@ -252,11 +267,11 @@ def bar(items: Iterable[Item], total: int, what: str) -> tqdm[Item]:
 # ---- reading ----
 
 def _store(name: str, rows: Sequence[ManifestRow], values: dict[str, np.ndarray], contract: Contract, reader: Reader,
-           settings: DataRun, folder: Path) -> tuple[list[Outcome], np.ndarray]:
+           settings: DataRun, folder: Path, read: Read = read_all) -> tuple[list[Outcome], np.ndarray]:
     """Read every file into the shards; returns the refused ones, and per sample the row that it came from."""
     writer = Writer(folder, contract.dtype, contract.tasks)
     refused, origins = [], array("q")
-    outcomes = read_all(rows, reader, settings.limits)
+    outcomes = read(rows, reader, settings.limits)
     for outcome in bar(outcomes, len(rows), f"ingest {name}: reading"):
         i = outcome.index
         reason = outcome.reason or _contract_fault(outcome.pieces, contract)

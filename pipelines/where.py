@@ -18,6 +18,7 @@ from domains.sample import ManifestRow
 from domains.splits import pseudonym
 from pipelines import ingest, lineage
 from pipelines.ingest import QUARANTINE, DataRun
+from pipelines.remote import Source, is_url
 from pipelines.settings import SettingsError, build, load_run
 
 
@@ -37,7 +38,9 @@ def where(name: str, codes: Sequence[str], root: Path) -> str:
     key = read_key(lineage.store_root(root)) if settings.pseudonymous else None
     reader = ingest.domain_reader(settings.domain)
     endings = reader.ingest.suffixes(build(reader.settings, settings.read, f"ingest.{name}.read"))
-    rows = read_manifest(settings.told, endings, root).rows
+    remote = is_url(settings.files.folder)
+    files = Source(settings.told, settings.remote, root).files if remote else settings.told
+    rows = read_manifest(files, endings, root).rows
     return "\n".join(_quarantined(name, rows, key, root) if not codes else _found(name, rows, key, codes))
 
 
