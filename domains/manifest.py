@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from domains.folder_note import noted
 from domains.labels import canonical
 from domains.sample import ManifestRow
 
@@ -40,7 +41,8 @@ class Files:
     """Where the files are and what the manifest's columns are called."""
 
     folder: str
-    """The data folder; paths in the manifest are relative to it. Relative to the project's root itself."""
+    """The data folder; paths in the manifest are relative to it. Relative to the project's root itself. A file that
+    `lacuna note` has written stands for the folder that it names."""
     manifest: str = ""
     """The CSV file. Empty: one folder per class below `folder`, optionally below train/, val/ and test/; the class is
     then in the column `label`."""
@@ -100,9 +102,10 @@ def read_manifest(files: Files, suffixes: tuple[str, ...], root: Path) -> Manife
             and folders; "/" admits folders only.
 
     Raises:
+        FolderChanged: see `noted`.
         ManifestError: nothing usable, a missing column, a path that leaves the folder, a path named twice.
     """
-    folder = (root / files.folder).resolve()
+    folder = noted((root / files.folder).resolve())
     if not folder.is_dir():
         raise ManifestError(f"files.folder: found no folder at {files.folder}. Expected the data folder; "
                             "set it relative to the project's root.")

@@ -135,6 +135,9 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("where", _where, "which files and groups pseudonyms stand for; prints names")
     sub.add_argument("run", metavar="NAME", help="an ingest run")
     sub.add_argument("codes", nargs="*", metavar="PSEUDONYM", help="none: the files in quarantine")
+    sub = command("note", _note, "a file that stands for a folder, so that DVC keeps no names of raw files")
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("--out", type=Path, required=True, help="the note, for `files.folder` of an ingest run")
     sub = command("verify", _verify, "check prepared data and checkpoints for damage and leaks")
     sub.add_argument("names", nargs="*", metavar="NAME", help="runs or folders; none: all there are")
     sub.add_argument("--quick", action="store_true", help="bytes, index and splits; no statistics, no repeats")
@@ -276,6 +279,11 @@ def _describe(options: argparse.Namespace) -> None:
 def _where(options: argparse.Namespace) -> None:
     from pipelines.where import where
     print(where(options.run, options.codes, Path.cwd()))
+
+
+def _note(options: argparse.Namespace) -> None:
+    from domains.folder_note import write_note
+    print(f"note: {write_note(options.folder, options.out)} files noted in {options.out}; write it as files.folder")
 
 
 def _verify(options: argparse.Namespace) -> int:

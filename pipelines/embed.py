@@ -18,6 +18,9 @@ from domains.publish import sync_file, sync_folder
 from domains.quarantine import Limits
 from pipelines.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
 
+Numbered = tuple[int, Read]
+"""A file that was refused, with its number among the files, from 1."""
+
 
 def embed(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str = "", limits: Limits | None = None,
           device: str = "auto", edits: Edits = UNEDITED) -> tuple[list[str], np.ndarray]:
@@ -31,11 +34,11 @@ def embed(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str =
 
     Returns:
         Keys (the path, and for tiles the piece) and features n E float32, in the inputs' order. Refused files are left
-        out and said on stderr.
+        out and said on stderr, by their number among the files.
     """
     _, done, refused = _read(checkpoint, inputs, source, limits, device, edits)
-    for read in refused:
-        print(f"embed: refused {read.row.key}: {read.reason}", file=sys.stderr)
+    for sentence in _said(refused):
+        print(f"embed: {sentence}", file=sys.stderr)
     keys = [read.row.key + suffix for read in done for suffix in read.suffixes]
     return keys, np.concatenate([read.values for read in done]) if done else np.empty((0, 0), np.float32)
 
@@ -46,8 +49,8 @@ def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: 
     read."""
     native, done, refused = _read(checkpoint, inputs, source, limits, device, edits)
     print(f"embed: {len(done)} files done, {len(refused)} refused")
-    for read in refused[:5]:
-        print(f"  refused {read.row.key}: {read.reason}")
+    for sentence in _said(refused):
+        print(f"  {sentence}")
     if not done:
         return 2
     features = np.concatenate([read.values for read in done]).astype(np.float32)
@@ -71,11 +74,17 @@ def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: 
     return 0
 
 
+def _said(refused: Sequence[Numbered]) -> list[str]:
+    """Files by number: a screen is often logged, and a name may be a patient's."""
+    return [f"refused file {number}: {read.reason}" for number, read in refused]
+
+
 def _read(checkpoint: str | Path, inputs: Sequence[str | Path], source: str, limits: Limits | None,
-          device: str, edits: Edits) -> tuple[Native, list[Read], list[Read]]:
+          device: str, edits: Edits) -> tuple[Native, list[Read], list[Numbered]]:
     native = open_checkpoint(checkpoint, device, need_head=False, edits=edits)
     rows = rows_of(inputs, native, source)
     bar = tqdm(native.read(rows, native.features, limits), total=len(rows), desc="embed", leave=False,
                mininterval=0.5 if sys.stderr.isatty() else 30)
     reads = list(bar)
-    return native, [read for read in reads if not read.reason], [read for read in reads if read.reason]
+    return native, [read for read in reads if not read.reason], [
+        (number, read) for number, read in enumerate(reads, start=1) if read.reason]

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import sys
 import time
 from array import array
@@ -38,6 +39,7 @@ from pipelines.resources import disk_free, memory, size_text, time_text
 from pipelines.settings import build, plain
 
 Item = TypeVar("Item")
+SITE_CACHE = "core.site_cache_dir, /var/tmp/dvc where that is not set"
 QUARANTINE = "quarantine.csv"
 """Every refused file: what it is called, its hash, and why."""
 PROBES_PER_SOURCE, MAX_PROBES, PROBE_BYTES = 8, 64, 256 * 2**20
@@ -144,6 +146,9 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     manifest = read_manifest(files, domain.ingest.suffixes(read_settings), root)
     _say_filtered(name, manifest)
     rows, tasks, values = divide(manifest.rows, settings)  # before hours of reading, so that wrong labels end here
+    if settings.pseudonymous and "DVC_STAGE" in os.environ and (root / settings.files.folder).is_dir():
+        print(f"ingest {name}: DVC keeps the path of every raw file in its site cache ({SITE_CACHE}); `lacuna note` "
+              "keeps them from it")
     # Splits are a function of the true names, so that another key moves no patient; all that is written has the others.
     named = pseudonyms.hide(rows, pseudonyms.read_key(lineage.store_root(root))) if settings.pseudonymous else rows
     contract = dataclasses.replace(domain.ingest.contract(read_settings), tasks=tasks)

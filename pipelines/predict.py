@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,10 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
                 journal.flush()
     finally:
         _publish(list(results.values()), out)
-    refused = [results[row.key] for row in todo if results[row.key]["status"] == REFUSED]
+    refused = [results[row.key]["reason"] for row in todo if results[row.key]["status"] == REFUSED]
     print(f"predict: {len(todo) - len(refused)} files done, {len(skipped)} done before, {len(refused)} refused")
-    for result in refused[:5]:
-        print(f"  refused {result['path']}: {result['reason']}")
+    for reason, count in Counter(refused).most_common(5):  # names stand in the table, not on a screen that is logged
+        print(f"  refused {count}: {reason}")
     print(f"  {out / TABLE}\n  {out / RECORDS}")
     return 2 if refused and len(refused) == len(rows) else 0
 
