@@ -141,6 +141,14 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("verify", _verify, "check prepared data and checkpoints for damage and leaks")
     sub.add_argument("names", nargs="*", metavar="NAME", help="runs or folders; none: all there are")
     sub.add_argument("--quick", action="store_true", help="bytes, index and splits; no statistics, no repeats")
+    sub = command("fetch", _fetch, "a named public data set, or a folder that lies elsewhere, to a folder here; "
+                  "without a name: the list")
+    sub.add_argument("what", nargs="?", default="", metavar="NAME|ADDRESS")
+    sub.add_argument("--out", type=Path, default=None, help="folder (default: data/raw/NAME)")
+    sub.add_argument("--mirror", default="", metavar="ADDRESS", help="fetch the same archives from there")
+    sub.add_argument("--no-download", action="store_true", help="the files are in the folder; write the manifest")
+    sub.add_argument("--checksums", default="", metavar="FILE",
+                     help="sums to compare an address's files with: a file here, or below the address")
     sub = command("init", _init, "look at a folder and write a manifest and the params.yaml paragraph to start from")
     sub.add_argument("folder", type=Path)
     sub.add_argument("--out", type=Path, default=Path(), help="where to write them (default: here)")
@@ -291,6 +299,13 @@ def _verify(options: argparse.Namespace) -> int:
     text, sound = verify(options.names, Path.cwd(), options.quick)
     print(text)
     return 0 if sound else USER_ERROR
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from pipelines.fetch import fetch_any
+    text, whole = fetch_any(options.what, options.out, options.mirror, not options.no_download, options.checksums)
+    print(text)
+    return 0 if whole else USER_ERROR
 
 
 def _init(options: argparse.Namespace) -> None:

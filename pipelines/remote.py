@@ -13,20 +13,20 @@ import io
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from domains.manifest import Files, folder_line
-from domains.publish import write_text
+from domains.publish import write_bytes, write_text
 from domains.quarantine import Limits, Outcome, Reader
 from domains.sample import ManifestRow
 from pipelines import object_store
 from pipelines.download import fetch
-from pipelines.transfer import NotFetched, Transfer, Wanted
+from pipelines.transfer import NotFetched, Transfer, Wanted, is_safe
 
 RECORD, LISTING = "fetched.jsonl", "listing.csv"
 AHEAD = 4
@@ -97,7 +97,7 @@ class Source:
 
     def _list(self) -> dict[str, tuple[int, str]]:
         found = object_store.listing(self.url) if self.stored else {}
-        safe = {path: known for path, known in found.items() if _is_safe(path)}
+        safe = {path: known for path, known in found.items() if is_safe(path)}
         if len(safe) < len(found):
             print(f"remote: left out {len(found) - len(safe)} objects whose names are no paths below the prefix")
         for parent in {path.rpartition("/")[0] for path in safe}:  # a row may name a folder
@@ -112,7 +112,7 @@ class Source:
         sums = {}
         for line in place.read_text(encoding="utf-8").splitlines():
             match = _SUM.fullmatch(line)
-            if match and _is_safe(match[2].removeprefix("./")):
+            if match and is_safe(match[2].removeprefix("./")):
                 sums[match[2].removeprefix("./")] = match[1].lower()
         if not sums:
             raise ValueError(f"remote.checksums: found no line with a sum and a path in {self.settings.checksums}, "
@@ -123,7 +123,7 @@ class Source:
 
     def _beside(self, name: str, what: str) -> Path:
         """A file of the folder that is not data, always asked for anew."""
-        if not _is_safe(name):
+        if not is_safe(name):
             raise ValueError(f"{what}: found {name}, expected a path below files.folder or on this disk.")
         target = self.base / what
         try:
@@ -170,14 +170,15 @@ class Source:
             name = path.relative_to(self.folder).as_posix()
             inside = [] if name in self.listed or name in self.sums else self._inside(name)
             for one in inside:
-                self._fetch(one, "", "")
+                self.fetch_file(one)
             if not inside:
-                self._fetch(name, *(sums if path == row.path else ("", "")))
+                self.fetch_file(name, *(sums if path == row.path else ("", "")))
 
     def _inside(self, folder: str) -> list[str]:
         return [name for name in (self.listed or self.sums) if name.startswith(folder + "/")]
 
-    def _fetch(self, name: str, sha256: str, md5: str) -> None:
+    def fetch_file(self, name: str, sha256: str = "", md5: str = "") -> None:
+        """Have one file here, in its current version. Raises NotFetched."""
         listed_sum = self.sums.get(name, "")
         sha256 = sha256 or (listed_sum if len(listed_sum) == 64 else "")
         md5 = md5 or (listed_sum if len(listed_sum) == 32 else "")
@@ -283,30 +284,30 @@ class _Arriving(Sequence[ManifestRow]):
             self.source.drop(self.rows[i])
 
 
-def fetch_folder(files: Files, settings: Remote, root: Path, out: Path,
-                 bar: Callable[[Sequence[str], int, str], Any]) -> tuple[int, list[str]]:
-    """Copy a folder elsewhere to `out`, which is then an ordinary data folder. Returns (files there, failures as
-    "path: reason"). Needs a listing: an object store's own, or remote.checksums."""
-    source = Source(files, settings, root, out)
-    names = sorted(source.listed or source.sums)
+def fetch_folder(url: str, out: Path, checksums: str, transfer: Transfer,
+                 bar: Callable[[Iterable[str], int, str], Iterable[str]]) -> tuple[int, list[str]]:
+    """Copy what lies below an address to `out`, which is then an ordinary folder; what was copied before is not copied
+    again. Returns (files there, failures as "path: reason").
+
+    Args:
+        checksums: as `Remote.checksums`: a file here or below the address. A prepared folder's is SHA256SUMS.
+    """
+    settings = Remote(cache=f"{out.name}.fetched", checksums=checksums, transfer=transfer)
+    source = Source(Files(url), settings, out.parent, out)
+    names = sorted(name for name in source.listed or source.sums if name != checksums)
 
     def one(name: str) -> str:
         try:
-            source._fetch(name, "", "")
-        except NotFetched as fault:
+            source.fetch_file(name)
+        except (NotFetched, OSError) as fault:
             return f"{name}: {fault}"
         return ""
 
-    with ThreadPoolExecutor(settings.transfer.parallel) as pool:
-        failures = [reason for reason in bar(pool.map(one, names), len(names), "fetch") if reason]  # type: ignore[arg-type]
+    with ThreadPoolExecutor(transfer.parallel) as pool:
+        failures = [reason for reason in bar(pool.map(one, names), len(names), "fetch") if reason]
+    if (source.base / "checksums").is_file():
+        write_bytes(out / checksums, (source.base / "checksums").read_bytes())
     return len(names) - len(failures), failures
-
-
-def _is_safe(name: str) -> bool:
-    """Whether a remote name is a path below its folder, and stays one after a server has decoded it."""
-    decoded = unquote(unquote(name))
-    return not any(not part or part in (".", "..") or re.search(r"[\\\x00-\x1f\x7f]|://", part)
-                   for text in (name, decoded) for part in text.split("/")) and not is_url(name)
 
 
 def _make_folder(base: Path, name: str) -> None:

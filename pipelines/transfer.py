@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+from urllib.parse import unquote
 
 BLOCK = 2**20
 """Bytes read at once."""
@@ -84,3 +86,10 @@ class Opened(Protocol):
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes, in pieces."""
+
+
+def is_safe(name: str) -> bool:
+    """Whether a remote name is a path below its folder, and stays one after a server has decoded it."""
+    decoded = unquote(unquote(name))
+    return not any(not part or part in (".", "..") or re.search(r"[\\\x00-\x1f\x7f]|^[a-zA-Z][a-zA-Z0-9+.-]*:$", part)
+                   for text in (name, decoded) for part in text.split("/"))

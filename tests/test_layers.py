@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-READERS = {"pydicom", "nibabel", "rasterio", "open3d", "laspy", "fpsample", "PIL"}
+READERS = {"pydicom", "nibabel", "rasterio", "open3d", "laspy", "fpsample", "PIL", "h5py"}
 """Libraries that parse native formats."""
 FOLDERS = ("domains", "models", "pipelines", "tests", "benchmarks")
 
@@ -46,6 +46,8 @@ def allowed_in_domains(path: Path) -> set[str]:
     match path.name:
         case "ingest.py" | "sample_data.py" | "export.py":
             return allowed - {"torch"} | READERS | ({"monai"} if "medical" in path.parts else set())
+        case "hdf5_clouds.py":
+            return allowed - {"torch"} | {"h5py"}
         case "store.py":
             return allowed - {"torch"} | {"pyarrow"}
         case "picture.py":
