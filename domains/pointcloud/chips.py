@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,10 @@ FARTHEST_CELL = 2**31
 """Chips are numbered from the origin of the map; the number of one must fit a stored integer."""
 COLLECT = 1_000_000
 """Points that are added, or as many as are kept, before those too many are let go again."""
+
+
+NO_LOT = 2**32
+"""Above every lot."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +48,22 @@ class Chips:
         self.side, self.limit, self.rng = side, limit, rng
         self.extents: dict[tuple[int, int], Extent] = {}
         self.largest: dict[str, float] = {}
-        self._kept: list[tuple[np.ndarray, np.ndarray, Cloud]] = []  # cells M 2, lots M, points
+        self._kept: list[tuple[np.ndarray, np.ndarray, Cloud]] = []  # codes of chips M, lots M, points
         self._fresh = 0
+        self._full = np.zeros(0, np.int64), np.zeros(0, np.int64)  # codes of chips, lots that are too high for them
 
     def add(self, portion: Cloud) -> None:
         """Finite points, as many as fit into memory at once."""
         if not len(portion.xyz):
             return
-        cells = self._cells(portion.xyz[:, :2])
-        self._measure(cells, portion)
+        codes = self._codes(portion.xyz[:, :2])
+        self._measure(codes, portion)
         for name, top in largest(portion).items():
             self.largest[name] = max(self.largest.get(name, 0.0), top)
-        self._kept.append((cells, self.rng.random(len(cells)), portion))
-        self._fresh += len(cells)
+        lots = self.rng.integers(0, NO_LOT, len(codes))
+        stays = lots < self._too_high(codes)
+        self._kept.append((codes[stays], lots[stays], portion.take(stays)))
+        self._fresh += int(np.count_nonzero(stays))
         if self._fresh > max(COLLECT, len(self._kept[0][0])):
             self._thin()
 
@@ -64,41 +72,63 @@ class Chips:
         if not self._kept:
             return
         self._thin()
-        cells, _, points = self._kept[0]
-        starts = np.flatnonzero(np.any(cells[1:] != cells[:-1], axis=1)) + 1
-        for members in np.split(np.arange(len(cells)), starts):
-            place = int(cells[members[0], 0]), int(cells[members[0], 1])
+        codes, _, points = self._kept[0]
+        starts = np.flatnonzero(codes[1:] != codes[:-1]) + 1
+        for members in np.split(np.arange(len(codes)), starts):
+            place = _place(int(codes[members[0]]))
             yield place, self.extents[place], points.take(members)
 
-    def _cells(self, xy: np.ndarray) -> np.ndarray:
+    def _codes(self, xy: np.ndarray) -> np.ndarray:
+        """M: one number per chip, which sorts by x, then by y."""
         if not self.side:
-            return np.zeros(xy.shape, np.int64)
+            return np.full(len(xy), _code(0, 0))
         cells = np.floor(xy / self.side)
         if np.abs(cells).max() >= FARTHEST_CELL:
             raise Refused(f"found coordinates up to {np.abs(xy).max():.3g}, too far out for tiles of {self.side:g}")
-        return cells.astype(np.int64)
+        x, y = cells.astype(np.int64).T
+        return np.asarray(_code(x, y))
 
-    def _measure(self, cells: np.ndarray, portion: Cloud) -> None:
-        order = np.lexsort((cells[:, 1], cells[:, 0]))
-        own, xyz = cells[order], portion.xyz[order]
-        starts = np.concatenate([[0], np.flatnonzero(np.any(own[1:] != own[:-1], axis=1)) + 1])
+    def _measure(self, codes: np.ndarray, portion: Cloud) -> None:
+        order = np.argsort(codes)
+        own, xyz = codes[order], portion.xyz[order]
+        starts = np.concatenate([[0], np.flatnonzero(own[1:] != own[:-1]) + 1])
         low, high = np.minimum.reduceat(xyz, starts), np.maximum.reduceat(xyz, starts)
         counts = np.diff(np.append(starts, len(own)))
         for i, start in enumerate(starts):
-            place = int(own[start, 0]), int(own[start, 1])
+            place = _place(int(own[start]))
             before = self.extents.get(place, Extent(0, low[i], high[i]))
             self.extents[place] = Extent(before.count + int(counts[i]), np.minimum(before.low, low[i]),
                                          np.maximum(before.high, high[i]))
 
+    def _too_high(self, codes: np.ndarray) -> np.ndarray:
+        """M: the lot from which on a point of that chip would be let go at once."""
+        full, lots = self._full
+        if not len(full):
+            return np.full(len(codes), NO_LOT)
+        at = np.searchsorted(full, codes).clip(max=len(full) - 1)
+        return np.where(full[at] == codes, lots[at], NO_LOT)
+
     def _thin(self) -> None:
         """Sort by chip and by lot, and keep the first `limit` of each chip: those that a draw of all would keep."""
-        cells = np.concatenate([cells for cells, _, _ in self._kept])
+        codes = np.concatenate([codes for codes, _, _ in self._kept])
         lots = np.concatenate([lots for _, lots, _ in self._kept])
         points = join([points for _, _, points in self._kept])
-        order = np.lexsort((lots, cells[:, 1], cells[:, 0]))
-        own = cells[order]
-        begins = np.concatenate([[True], np.any(own[1:] != own[:-1], axis=1)])
-        place = np.arange(len(own))
+        chips, chip = np.unique(codes, return_inverse=True)
+        order = np.argsort((chip.astype(np.int64) << 32) | lots)  # a lot has 32 bits, and one key sorts faster than two
+        own, place = chip[order], np.arange(len(order))
+        begins = np.concatenate([[True], own[1:] != own[:-1]])
         rank = place - np.maximum.accumulate(np.where(begins, place, 0))
         kept = order[rank < self.limit]
-        self._kept, self._fresh = [(cells[kept], lots[kept], points.take(kept))], 0
+        last = order[rank == self.limit - 1]  # of chips that are full
+        self._full = chips[chip[last]], lots[last]
+        self._kept, self._fresh = [(codes[kept], lots[kept], points.take(kept))], 0
+
+
+def _code(x: Any, y: Any) -> Any:
+    """One number of two between -2**31 and 2**31."""
+    return x * 2**32 + (y + FARTHEST_CELL)
+
+
+def _place(code: int) -> tuple[int, int]:
+    """The inverse of `_code`."""
+    return code >> 32, (code & 0xFFFFFFFF) - FARTHEST_CELL
