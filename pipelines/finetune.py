@@ -125,6 +125,9 @@ class FinetuneRun:
         if self.adapters and self.flexible_patches:
             raise ValueError("adapters: found flexible_patches beside them, expected one of the two: the patch kernel "
                              "is frozen under adapters. Leave flexible_patches out.")
+        if self.machine.strategy == "fsdp":
+            raise ValueError("machine.strategy: found fsdp, expected auto or ddp: fine-tuning keeps its best weights "
+                             "whole on each device. Leave it out.")
         if self.initialisation != "xavier" and "scratch" not in self.arms:
             raise ValueError(f"initialisation {self.initialisation} is for the scratch arm; found arms "
                              f"{list(self.arms)}. Leave `initialisation` out, or add the arm.")

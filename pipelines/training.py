@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from models.encoder.chance import Chance
 from pipelines.bad_steps import NotFinite, SkippedStep
 from pipelines.batches import Batch, Source, TrainingBatches
 from pipelines.processes import started
+from pipelines.sharding import copied_parts
 from pipelines.training_module import Training
 
 # Lightning greets every Trainer with a dozen lines and an advertisement; a stage makes many Trainers.
@@ -92,8 +95,9 @@ class Machine:
     """Devices per node. Under torchrun or srun, which start the processes, their number is taken."""
     num_nodes: int = 1
     """Nodes; likewise."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """auto: one device, or DDP for several."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """auto: one device, or DDP for several. fsdp: weights, gradients and optimiser state are cut over the devices, for
+    pretraining a model that one of them cannot hold (docs/scaling.md)."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16 on a GPU that has it, float32 elsewhere."""
     accumulate: int = 1
@@ -168,6 +172,9 @@ def fit(job: Job) -> int:
             job.restore_watch(resumed["watch"])
     if start >= plan.steps:
         return start
+    if machine.strategy == "fsdp" and (plan.optimiser != "adamw" or plan.cautious):
+        raise ValueError("strategy fsdp: found another optimiser, expected adamw that is not cautious, which is "
+                         "what is tested on sharded weights. Change `optimiser`, or take strategy: ddp.")
     if machine.compile:
         job.model.compile()
     module = Training(job, resumed)
@@ -181,7 +188,10 @@ def fit(job: Job) -> int:
         warnings.filterwarnings("ignore", message=".*treespec.*")  # Lightning's own call of a deprecated function
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # torch, when the first update is left out
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # teachers are meant to
-        trainer.fit(module, train_dataloaders=batches)
+        with copied_parts(job.model) if machine.strategy == "fsdp" else nullcontext():
+            trainer.fit(module, train_dataloaders=batches)
+    if module.trained:
+        job.model.load_state_dict(module.trained)
     job.model.eval()
     if job.skips and len(job.skips) >= module.done:
         raise NotFinite(f"the loss or its gradient was not finite in all {module.done} updates, so nothing was learnt. "
@@ -209,6 +219,8 @@ def make_trainer(machine: Machine, plan: Optimisation, steps: int) -> lightning.
     """A Trainer out of settings. Its own checkpoints and loggers are off: resume state and tracking are ours."""
     devices, num_nodes = started(machine.devices, machine.num_nodes)
     strategy: Any = machine.strategy
+    if strategy == "fsdp":
+        strategy = ModelParallelStrategy(data_parallel_size=devices * num_nodes, tensor_parallel_size=1)
     if strategy == "auto" and devices * num_nodes > 1:
         strategy = "ddp"
     return lightning.Trainer(

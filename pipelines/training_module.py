@@ -11,6 +11,7 @@ import io
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -23,6 +24,7 @@ from models.encoder.chance import key_of
 from pipelines.bad_steps import SHOWN, NotFinite, Running, SkippedStep, Verdict, is_bad, sentence, skipped
 from pipelines.batches import RawBatch, on_device
 from pipelines.schedule import learning_rate_share, make_optimiser, parameter_groups
+from pipelines.sharding import gather, shard, spread, whole
 
 if TYPE_CHECKING:
     from pipelines.training import Job
@@ -36,6 +38,8 @@ class Training(lightning.LightningModule):
     def __init__(self, job: Job, resumed: dict[str, Any] | None) -> None:
         super().__init__()
         self.job, self.model, self.resumed = job, job.model, resumed
+        self.sharded = job.machine.strategy == "fsdp"
+        self.trained: dict[str, Any] = {}
         self.done = self.start_step = 0 if resumed is None else int(resumed["step"])
         self.sums: dict[str, Tensor] = {}
         self.saved = time.monotonic()
@@ -45,6 +49,11 @@ class Training(lightning.LightningModule):
         self.streak = 0
         self.good: dict[str, Any] = {}
         self.unproven: dict[str, Any] = {}
+
+    def configure_model(self) -> None:
+        """Cut the model over the devices, where that is asked for."""
+        if self.sharded:
+            shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
 
     def on_train_batch_start(self, batch: RawBatch, batch_idx: int) -> None:
         """Before the first micro-batch of an update: what it must not spoil."""
@@ -97,7 +106,8 @@ class Training(lightning.LightningModule):
             self._log()
         if self.job.every and self.job.watch is not None and (self.done % self.job.every == 0 or last):
             self.eval()
-            self.trainer.should_stop = self.job.watch(self.done) or self.trainer.should_stop
+            with whole(self.model) if self.sharded else nullcontext():
+                self.trainer.should_stop = self.job.watch(self.done) or self.trainer.should_stop
             self.train()
         if self.done % plan.log_every == 0:
             self._save()  # a point of the curve averages the steps since the last one: a resume starts at a point
@@ -164,7 +174,7 @@ class Training(lightning.LightningModule):
         optimizer = self.trainer.optimizers[0]
         self.running = Running(self.model)
         # Objectives that follow their weights after each update must know at once whether there was one
-        self.late = self.job.after_step is None and can_skip_on_device(optimizer)
+        self.late = self.job.after_step is None and not self.sharded and can_skip_on_device(optimizer)
         if self.resumed is not None:
             self._restore(self.resumed)
         else:
@@ -174,17 +184,27 @@ class Training(lightning.LightningModule):
                             leave=False, mininterval=0.5 if sys.stderr.isatty() else 30)
 
     def on_train_end(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, and put sharded weights together."""
+        if self.sharded:
+            self.trained = gather(self.model, self.trainer.optimizers[0])["model"]
         if self.bar is not None:
             self.bar.close()
 
     def _save(self) -> None:
         """Write the resume state, atomically, when it is time."""
         job = self.job
-        if job.resume is None or time.monotonic() - self.saved < job.machine.save_every_seconds or self.global_rank:
+        due = job.resume is not None and time.monotonic() - self.saved >= job.machine.save_every_seconds
+        if self.sharded:
+            due = self.trainer.strategy.broadcast(due)  # all gather, or none
+        if not due or (self.global_rank and not self.sharded):
             return
         self.saved = time.monotonic()
-        self._write({"model": self.model.state_dict(), "optimizer": self.trainer.optimizers[0].state_dict()}, self.done,
+        optimizer = self.trainer.optimizers[0]
+        state = (gather(self.model, optimizer) if self.sharded else
+                 {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()})
+        if self.global_rank:
+            return
+        self._write(state, self.done,
                     {"good": self.good, "unproven": bool(self.unproven), "streak": self.streak,
                      "skips": [dataclasses.asdict(one) for one in job.skips]})
 
@@ -196,8 +216,8 @@ class Training(lightning.LightningModule):
         write_bytes(self.job.resume, buffer.getvalue())
 
     def _restore(self, resumed: dict[str, Any]) -> None:
-        """Go on as the killed run would have. Its weights are in the model since before the Trainer was made."""
-        self._put_optimizer(resumed["optimizer"])
+        """Go on as the killed run would have."""
+        self._put(resumed)
         self.streak = resumed.get("streak", 0)
         self.job.skips.extend(SkippedStep(**{**one, "rows": tuple(one["rows"]), "not_finite": tuple(one["not_finite"])})
                               for one in resumed.get("skips", []))
@@ -207,18 +227,20 @@ class Training(lightning.LightningModule):
 
     def _state(self) -> dict[str, Any]:
         """Weights and optimiser as they are, on the host."""
+        if self.sharded:
+            return {"step": self.done, **gather(self.model, self.trainer.optimizers[0])}
         state: dict[str, Any] = on_host({"step": self.done, "model": self.model.state_dict(),
                                          "optimizer": self.trainer.optimizers[0].state_dict()})
         return state
 
     def _put(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self._put_optimizer(state["optimizer"])
-
-    def _put_optimizer(self, state: dict[str, Any]) -> None:
         optimizer = self.trainer.optimizers[0]
         rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
+        if self.sharded:
+            spread(self.model, optimizer, state)
+        else:
+            self.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # the schedule has set it for the step that comes
 

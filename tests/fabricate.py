@@ -111,14 +111,14 @@ def spoilt(losses: Losses, rows: Sequence[int]) -> Losses:
 
 
 def train_directly(prepared: Path, kind: str, steps: int, world: int, resume: Path | None, out: Path | None,
-                   optimiser: str = "adamw", spoil: Sequence[int] = ()) -> str:
+                   optimiser: str = "adamw", spoil: Sequence[int] = (), strategy: str = "auto") -> str:
     """Train without stage, tracking or report, in one process or in one of two; returns the hash of the weights.
 
     Args:
         spoil: rows of the index that make a loss NaN.
     """
     settings, model, source = untrained(prepared, kind, steps, {
-        "accelerator": "cpu", "devices": world, "save_every_seconds": 0, "strategy": "ddp" if world > 1 else "auto"},
+        "accelerator": "cpu", "devices": world, "save_every_seconds": 0, "strategy": strategy},
         optimiser)
     fit(Job(model=model, losses=spoilt(lambda batch, chance: model(batch.x, batch.known, chance), spoil),
             source=source, augment=None, optimisation=settings.optimisation, machine=settings.machine, seed=5,
@@ -151,8 +151,9 @@ if __name__ == "__main__":
     parser.add_argument("--resume", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--spoil", type=int, nargs="*", default=[])
+    parser.add_argument("--strategy", default="auto")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(train_directly(given.prepared, given.kind, given.steps, given.world, given.resume, given.out,
-                         given.optimiser, given.spoil))
+                         given.optimiser, given.spoil, given.strategy))
     sys.exit(0)

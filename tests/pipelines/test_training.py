@@ -53,11 +53,12 @@ def test_a_killed_run_that_resumes_ends_with_the_weights_of_one_that_was_not(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["xray", "multispectral", "points"])
-def test_two_processes_learn_what_one_learns_from_the_same_global_batch(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "strategy"), [("xray", "auto"), ("multispectral", "auto"), ("points", "auto"),
+                                                ("xray", "fsdp")])
+def test_two_processes_learn_what_one_learns_from_the_same_global_batch(tmp_path, kind, strategy):
     folder = prepare(tmp_path / "data", kind)
-    runs = [program(str(folder), "--kind", kind, "--world", str(world), "--out", str(tmp_path / f"{world}.pt"))
-            for world in (1, 2)]
+    runs = [program(str(folder), "--kind", kind, "--world", str(world), "--strategy", strategy if world > 1 else "auto",
+                    "--out", str(tmp_path / f"{world}.pt")) for world in (1, 2)]
     for run in runs:
         out, errors = run.communicate(timeout=300)
         assert run.returncode == 0, errors[-2000:]
