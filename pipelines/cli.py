@@ -192,7 +192,9 @@ def _stage(options: argparse.Namespace) -> None:
         from pipelines.folder_run import finetune_folder
         finetune_folder(options, root)
         return
-    print_result(options.stage, options.run, run_stage(options.stage, options.run, root, options), root)
+    result = run_stage(options.stage, options.run, root, options)
+    if result:  # a process that only follows has none
+        print_result(options.stage, options.run, result, root)
 
 
 def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | None = None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def full(root: Path) -> bool:
     _, errors = process.communicate(timeout=120)
     seconds = time.monotonic() - began
     filler.unlink()
-    said = re.search(r"the disk is full: .* expected (\d+) bytes more", errors)
+    said = re.search(r"the disk is full: \S+resume\.pt needs .*? expected (\d+) bytes more", errors)
     good = (process.returncode == 4 and seconds <= LIMIT and said is not None and readable(resume_files(root)[0])
             and not list(root.rglob("*.tmp")))
     print(f"full: exit code {process.returncode} after {seconds:.1f} s, {said[1] if said else 'no'} bytes missing: "
