@@ -45,7 +45,7 @@ def main(steps: int = 1200) -> int:
         found, missing = compared(root, where)
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-        logged = [line["step"] for line in lines(root) if "loss" in line]
+        logged = sorted({line["step"] for line in lines(root) if "loss" in line})
         ratio = slower(root, dead)
     whole = logged == list(range(10, steps + 1, 10))
     print(f"tracking_down: warned {said.count('did not take')} time(s), {spooled} run spooled; steps "
