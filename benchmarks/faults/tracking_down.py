@@ -50,7 +50,7 @@ def main(steps: int = 1200) -> int:
     whole = logged == list(range(10, steps + 1, 10))
     print(f"tracking_down: warned {said.count('did not take')} time(s), {spooled} run spooled; steps "
           f"{'all there' if whole else 'MISSING'}; after `lacuna sync` {found} of {found + missing} points on the "
-          f" median time per step without the server {ratio:.3f} of that with it")
+          f"server; median time per step without it {ratio:.3f} of that with it")
     return 0 if whole and not missing and spooled else 1
 
 
