@@ -107,9 +107,13 @@ def kill(root: Path, when: float) -> str:
     with (root.parent / "killed.log").open("w+") as log:
         process = subprocess.Popen([*dvc(), "repro"], cwd=root, env=around(root), stdout=log, stderr=log,
                                    start_new_session=True)
-        time.sleep(when)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            process.wait(when)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        else:
+            return kill(root, when / 2)  # it was faster this time, and had ended
         log.seek(0)
         running = [line.split("'")[1] for line in log if line.startswith("Running stage")]
     return running[-1] if running else "its own start"
