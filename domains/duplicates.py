@@ -81,7 +81,7 @@ def find(prepared: Prepared, near: float | None = None, progress: Progress | Non
             for a, b, score in near_leaks(rows, vectors, sides, near, others):
                 best[a, b] = max(score, best.get((a, b), 0.0))
         found += [Leak(a, b, "turned", score) for (a, b), score in best.items() if (a, b) not in same]
-    found += [Leak(a, b, "overlap", share) for a, b, share in _overlap_leaks(prepared.column("facts"), sides)]
+    found += [Leak(a, b, "overlap", share) for a, b, share in _overlap_leaks(footprints(prepared), sides)]
     order = {kind: n for n, kind in enumerate(KINDS)}
     return sorted(found, key=lambda leak: (order[leak.what], leak.a, leak.b))
 
@@ -129,11 +129,13 @@ def signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarra
     stacks: Iterable[tuple[np.ndarray, np.ndarray]] = prepared.stacks(all_rows, STACK_VALUES)
     if progress:
         stacks = progress(stacks, len(prepared))
-    parts = [(rows, signature(values, prepared.contract.unknown)) for rows, values in stacks]
-    rows = np.concatenate([rows for rows, _ in parts])
-    vectors = np.concatenate([part for _, part in parts])
-    has = np.linalg.norm(vectors, axis=1) > 0.5
-    return rows[has], vectors[has]
+    vectors = np.zeros((0, 0), np.float32)
+    for rows, values in stacks:
+        some = signature(values, prepared.contract.unknown)
+        vectors = vectors if vectors.size else np.zeros((len(prepared), some.shape[1]), np.float32)
+        vectors[rows] = some
+    has = np.abs(vectors).sum(axis=1) > 0.5
+    return (all_rows, vectors) if has.all() else (all_rows[has], vectors[has])
 
 
 def signature(values: np.ndarray, unknown: float | None) -> np.ndarray:
@@ -232,6 +234,11 @@ def near_leaks(rows: np.ndarray, vectors: np.ndarray, sides: np.ndarray, near: f
 
 
 # ---- ground ----
+
+def footprints(prepared: Prepared) -> Sequence[dict[str, Any]]:
+    """What `overlaps` takes; nothing for data that lies on no ground, whose facts would be read for nothing."""
+    return prepared.column("facts") if prepared.contract.kind == "multispectral" else ()
+
 
 def overlaps(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(a, b, share of the smaller) of samples on different sides whose footprints overlap, some at a time; from

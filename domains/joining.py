@@ -76,7 +76,7 @@ def join(prepared: Prepared, groups: Sequence[str], ours: np.ndarray, near: floa
         return Joined()
     forest = _Forest(len(names), codes, labelled)
     forest.add(*_exact_links(prepared.column("sha256"), labelled), "exact")
-    for a, b, shares in duplicates.overlaps(prepared.column("facts"), np.where(labelled, codes, -1)):
+    for a, b, shares in duplicates.overlaps(duplicates.footprints(prepared), np.where(labelled, codes, -1)):
         forest.add(a, b, shares, "overlap")
     if near <= 1:
         rows, signatures = duplicates.signatures(prepared, progress)

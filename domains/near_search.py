@@ -17,8 +17,8 @@ import numpy as np
 LEAF = 512
 """Vectors that are compared at once: large enough for the matrix product, small enough that boxes tell much."""
 NUM_COORDINATES = 32
-MOST_AT_ONCE = 16
-"""Leaves on the other side of one comparison."""
+MOST_AT_ONCE = 4
+"""Leaves on the other side of one comparison: its 4 MB stay in a processor's cache."""
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """a, b, correlation of some pairs."""
@@ -31,7 +31,8 @@ class _Leaves:
     order: np.ndarray
     """n: which vector is where."""
     coordinates: np.ndarray
-    """n NUM_COORDINATES in that order."""
+    """n NUM_COORDINATES + 2 in that order: c, 1, -|c|^2 / 2, so that one product with c, -|c|^2 / 2, 1 of another gives
+    minus half of their squared distance."""
     starts: np.ndarray
     """L + 1."""
     low: np.ndarray
@@ -82,12 +83,15 @@ def _leaves(coordinates: np.ndarray) -> _Leaves:
             continue
         inside = coordinates[members]
         widest = int(np.argmax(inside.max(axis=0) - inside.min(axis=0)))
-        halves = np.argpartition(inside[:, widest], len(members) // 2)
-        todo += [members[halves[:len(members) // 2]], members[halves[len(members) // 2:]]]
+        ranked = np.argpartition(inside[:, widest], len(members) // 2)
+        todo += [members[ranked[:len(members) // 2]], members[ranked[len(members) // 2:]]]
     boxes = [coordinates[members] for members in parts]
     order = np.concatenate(parts)
-    return _Leaves(order, coordinates[order], np.cumsum([0, *map(len, parts)]),
-                   np.stack([box.min(axis=0) for box in boxes]), np.stack([box.max(axis=0) for box in boxes]))
+    ordered = coordinates[order]
+    ones = np.ones((len(ordered), 1), np.float32)
+    halves = -0.5 * (ordered**2).sum(axis=1, keepdims=True)
+    return _Leaves(order, np.hstack([ordered, ones, halves]), np.cumsum([0, *map(len, parts)]), np.stack(
+        [box.min(axis=0) for box in boxes]), np.stack([box.max(axis=0) for box in boxes]))
 
 
 def _compare(left: _Leaves, i: int, right: _Leaves, leaves: np.ndarray, sides: np.ndarray, reach: float,
@@ -95,9 +99,10 @@ def _compare(left: _Leaves, i: int, right: _Leaves, leaves: np.ndarray, sides: n
     """Candidates of leaf i of the left with some leaves of the right, by their first coordinates."""
     ours = np.arange(left.starts[i], left.starts[i + 1])
     theirs = np.concatenate([np.arange(right.starts[j], right.starts[j + 1]) for j in leaves])
-    a, b = left.coordinates[ours], right.coordinates[theirs]
-    distance = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    rows, columns = np.nonzero(distance <= reach**2 + 1e-4)
+    swapped = right.coordinates[theirs]
+    swapped[:, -2:] = swapped[:, :-3:-1]
+    near = left.coordinates[ours] @ swapped.T >= -0.5 * (reach**2 + 1e-4)
+    rows, columns = np.divmod(np.flatnonzero(near), len(theirs))
     first, second = left.order[ours[rows]], right.order[theirs[columns]]
     # Of one set, a leaf meets itself, and a pair would be found twice there; of two, every pair is found both ways.
     wanted = (sides[first] != sides[second]) & ((ours[rows] < theirs[columns]) if same else (first < second))

@@ -124,7 +124,8 @@ def test_overlapping_ground_across_splits_is_found(tmp_path: Path) -> None:
     facts.append({"bounds": [0.0, 0.0, 320.0, 320.0], "epsg": 32722})
     facts.append({})
     samples = [rng.integers(0, 255, (1, 16, 16), dtype=np.uint8) for _ in facts]
-    found = duplicates.find(write(tmp_path, samples, ["train"] * 60 + ["test"] * 22, facts))
+    found = duplicates.find(write(tmp_path, samples, ["train"] * 60 + ["test"] * 22, facts,
+                                  "multispectral"))
     assert [(leak.a, leak.b) for leak in found] == [(i, 60 + i) for i in range(20)]
     assert found[0].what == "overlap"
     assert found[0].score == pytest.approx(120 * 220 / 320**2)

@@ -13,7 +13,8 @@ from tests.domains.test_duplicates import ALTERATIONS, as_jpeg, scene, write
 def joined(folder: Path, samples: list[np.ndarray], groups: list[str] | None = None, splits: list[str] | None = None,
            ours: list[bool] | None = None, facts: list[dict[str, Fact]] | None = None) -> Joined:
     """What is joined among samples of the groups g0, g1, ... in training, all of them ours to place."""
-    prepared = write(folder, [values[None] for values in samples], splits or ["train"] * len(samples), facts)
+    prepared = write(folder, [values[None] for values in samples], splits or ["train"] * len(samples), facts,
+                     "multispectral" if facts else "xray")
     return join(prepared, groups or [f"g{i:03d}" for i in range(len(samples))],
                 np.array(ours or [True] * len(samples)), near=0.99)
 
