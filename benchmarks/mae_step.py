@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.paired import Stillness, agree, in_turns, quartiles, report, speedup, verdict
-from benchmarks.plain_mae import How, PlainMAE, copy_weights, gradients_apart
+from benchmarks.plain_mae import How, PlainMAE, copy_weights, compare_gradients
 from models.encoder.chance import Chance, chance_of
 from models.encoder.masking import RandomMasking
-from models.encoder.tokenizers import Grid
+from models.encoder.tokenizers import Bands, Grid
 from models.encoder.transformer import SIZES, Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
@@ -45,6 +45,8 @@ class Pair:
     x: Tensor
     chance: Chance
     ratio: float
+    bands: bool = False
+    """Whether each band has tokens of its own."""
 
     def our_loss(self) -> Tensor:
         """A scalar."""
@@ -53,24 +55,29 @@ class Pair:
     def plain_loss(self, how: How) -> Tensor:
         """A scalar."""
         noise = self.chance.uniform(self.plain.num_patches, MASK_STREAM)
-        return self.plain(self.x, noise, self.ratio, how)
+        return self.plain(self.x[:, None] if self.bands else self.x, noise, self.ratio, how)
 
 
 def pair_of(shape: Shape, size: tuple[int, ...], patch: tuple[int, ...], batch: int, ratio: float = 0.75,
-            channels: int = 3, decoder: DecoderSettings | None = None, device: str = "cpu") -> Pair:
-    """Two models of one shape and some random images."""
+            channels: int = 3, decoder: DecoderSettings | None = None, device: str = "cpu", bands: bool = False) -> Pair:
+    """Two models of one shape and some random images.
+
+    Args:
+        bands: one token per band and patch (ChannelViT). To the opponent that is a volume cut into flat patches.
+    """
     torch.manual_seed(0)
     decoder = decoder or DecoderSettings()
-    encoder = Encoder(EncoderSettings(tokenizer=Grid(patch=patch), size=shape), channels)
+    tokenizer = Bands(patch=(patch[0], patch[1])) if bands else Grid(patch=patch)
+    encoder = Encoder(EncoderSettings(tokenizer=tokenizer, size=shape), channels)
     settings = MaskedAutoencoderSettings(masking=RandomMasking(ratio=ratio), decoder=decoder,
                                          readout=PixelReadout(normalise_patch=True))
     ours = MaskedAutoencoder(settings, encoder)
-    plain = PlainMAE(size, patch, channels, shape.width, shape.depth, shape.num_heads, decoder.width, decoder.depth,
-                     decoder.num_heads)
+    cut = ((channels, *size), (1, *patch), 1) if bands else (size, patch, channels)
+    plain = PlainMAE(*cut, shape.width, shape.depth, shape.num_heads, decoder.width, decoder.depth, decoder.num_heads)
     copy_weights(ours, plain)
     ids = torch.arange(batch, device=device)
     return Pair(ours.to(device), plain.to(device), torch.randn(batch, channels, *size, device=device),
-                chance_of(0, 0, 0, ids, 0 * ids), ratio)
+                chance_of(0, 0, 0, ids, 0 * ids), ratio, bands)
 
 
 def autocast(dtype: torch.dtype, device: str = "cpu") -> Any:
@@ -87,17 +94,13 @@ def check(pair: Pair, dtype: torch.dtype, device: str = "cpu") -> None:
         expected.backward()
         found.backward()
         agree(f"loss, {how}, {dtype}", float(found.detach()), float(expected.detach()), TOLERANCE[dtype])
-        agree(f"gradient norm, {how}, {dtype}", _norm(pair.plain), _norm(pair.ours), TOLERANCE[dtype])
-        apart = gradients_apart(pair.ours, pair.plain)
+        theirs, mine, apart = compare_gradients(pair.ours, pair.plain)
+        agree(f"gradient norm, {how}, {dtype}", theirs, mine, TOLERANCE[dtype])
         if not apart <= APART[dtype]:
             raise AssertionError(f"gradient, {how}, {dtype}: found a difference of {apart:g}, expected at most "
                                  f"{APART[dtype]:g}. Nothing is timed before the results agree.")
         pair.ours.zero_grad()
         pair.plain.zero_grad()
-
-
-def _norm(model: nn.Module) -> float:
-    return float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
 
 def stepper(model: nn.Module, loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer, dtype: torch.dtype,

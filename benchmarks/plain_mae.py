@@ -56,6 +56,7 @@ class PlainMAE(nn.Module):
                  decoder_width: int = 512, decoder_depth: int = 8, decoder_heads: int = 16) -> None:
         super().__init__()
         self.patch, self.channels = patch, channels
+        self.shape_of_ours = size if patch[0] == 1 else (channels, *size)
         conv = nn.Conv2d if len(size) == 2 else nn.Conv3d
         self.patch_embed = conv(channels, width, patch, patch)
         grid = [s // p for s, p in zip(size, patch, strict=True)]
@@ -141,17 +142,22 @@ def as_theirs(mine: Tensor, theirs: Tensor, patch: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def copy_weights(ours: MaskedAutoencoder, plain: PlainMAE) -> None:
-    """Give the opponent our weights."""
+    """Give the opponent our weights, and our codes of places, which are not learnt there."""
+    patches = ours.encoder.tokenizer.patchify(torch.zeros(1, *plain.shape_of_ours))
+    plain.positions.copy_(ours.encoder.place_code(patches.place, patches.grid))
+    plain.decoder_positions.copy_(ours.decoder.place_code(patches.place, patches.grid))
     for mine, theirs in counterparts(ours, plain):
         theirs.copy_(as_theirs(mine, theirs, plain.patch))
 
 
-def gradients_apart(ours: MaskedAutoencoder, plain: PlainMAE) -> float:
-    """Norm of the difference of both gradients over the norm of ours."""
-    difference = total = 0.0
+def compare_gradients(ours: MaskedAutoencoder, plain: PlainMAE) -> tuple[float, float, float]:
+    """Norms of the opponent's gradient and of ours, over the weights that both have, and the norm of their difference
+    over ours."""
+    difference = theirs_squared = ours_squared = 0.0
     for mine, theirs in counterparts(ours, plain):
         assert mine.grad is not None and theirs.grad is not None
         gradient = as_theirs(mine.grad, theirs, plain.patch)
         difference += float((gradient - theirs.grad).square().sum())
-        total += float(gradient.square().sum())
-    return (difference / total) ** 0.5
+        theirs_squared += float(theirs.grad.square().sum())
+        ours_squared += float(gradient.square().sum())
+    return theirs_squared**0.5, ours_squared**0.5, (difference / ours_squared) ** 0.5

@@ -10,12 +10,13 @@ from benchmarks.paired import Quartiles, agree, in_turns, quartiles, speedup, ve
 from models.encoder.transformer import Shape
 from models.objectives.decoders import DecoderSettings
 
-SIZES = {"images": ((32, 32), (8, 8)), "volumes": ((16, 16, 16), (8, 8, 8))}
+SIZES = {"images": ((32, 32), (8, 8)), "volumes": ((16, 16, 16), (8, 8, 8)), "bands": ((16, 16), (8, 8))}
 
 
 def small(kind: str = "images") -> Pair:
     size, patch = SIZES[kind]
-    return pair_of(Shape(48, 2, 3), size, patch, batch=3, decoder=DecoderSettings(width=32, depth=2, num_heads=4))
+    return pair_of(Shape(48, 2, 3), size, patch, batch=3, decoder=DecoderSettings(width=32, depth=2, num_heads=4),
+                   bands=kind == "bands")
 
 
 @pytest.mark.parametrize("kind", SIZES)
