@@ -54,8 +54,12 @@ class Pair:
 
     def plain_loss(self, how: How) -> Tensor:
         """A scalar."""
+        return self.plain(*self.given_to_plain(), how)
+
+    def given_to_plain(self) -> tuple[Tensor, Tensor, float]:
+        """Images, noise that gives our mask, and the share hidden."""
         noise = self.chance.uniform(self.plain.num_patches, MASK_STREAM)
-        return self.plain(self.x[:, None] if self.bands else self.x, noise, self.ratio, how)
+        return self.x[:, None] if self.bands else self.x, noise, self.ratio
 
 
 def pair_of(shape: Shape, size: tuple[int, ...], patch: tuple[int, ...], batch: int, ratio: float = 0.75,

@@ -101,8 +101,20 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """B h V E/h each, valid as in forward, or numbers that are added to the logits -> B V E"""
         looked_at = None if valid is None else valid[:, None, None] if valid.dim() == 2 else valid[:, None]  # B 1 1|V V
-        y = scaled_dot_product_attention(q, k, v, attn_mask=looked_at)
+        y = fused_attention(q, k, v, looked_at)
         return self.drop(self.proj(y.transpose(1, 2).flatten(2)))
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, looked_at: Tensor | None) -> Tensor:
+    """Attention without the B h V V matrix in memory. q, k, v B h V E/h; looked_at: which tokens may be looked at, or
+    numbers that are added to the logits, broadcast to B h V V -> B h V E/h"""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return scaled_dot_product_attention(q, k, v, attn_mask=looked_at)
+    # On CPUs the backward of torch's kernel takes twice as long in bf16 as in float32 (docs/benchmarks.md).
+    if looked_at is not None and looked_at.is_floating_point():
+        looked_at = looked_at.float()
+    with torch.autocast("cpu", enabled=False):
+        return scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=looked_at).to(q.dtype)
 
 
 class DropPath(nn.Module):
