@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verdict test test-slow check real constraints clean
+.PHONY: help setup repro verdict test test-slow check bench bench-gpu real constraints clean
 
 # Where `make real` and the tests on real files look (data/ and golden/ inside); absent: those tests are skipped and say so.
 export LACUNA_SHARED ?= $(abspath ../shared)
@@ -37,6 +37,20 @@ test-slow: setup   ## the slow tests alone
 check: setup   ## ruff and mypy
 	ruff check .
 	mypy
+
+# One thread each: what else the machine does then disturbs least, and seconds are the processor's own.
+bench bench-gpu: export OMP_NUM_THREADS ?= 1
+
+bench: setup   ## speed on this machine: tables, and reports/bench/*.json; some 20 minutes, more with a GPU
+	python -m benchmarks.mae_step
+	python -m benchmarks.reading
+	python -m benchmarks.ingest_rate
+	python -m benchmarks.growth
+	python -m benchmarks.point_operations
+	@if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(MAKE) --no-print-directory bench-gpu; fi
+
+bench-gpu: setup   ## speed on a GPU: samples per second and share of the matrix products' rate
+	python -m benchmarks.gpu
 
 real: setup   ## all four tracks on real files; LACUNA_SHARED names the folder
 	bash examples/real/run.sh

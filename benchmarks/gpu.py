@@ -2,7 +2,7 @@
 
 Every case is a step of ours, compiled, beside a plain step as the paper draws it and the strongest baseline, fused
 attention and torch.compile, all in bf16, after their results have been compared. The rate of a matrix product is taken
-in the same call: the share of it is what a step makes of the machine. Then one case again with batches read from shards.
+in the same call: the share of it is what a step makes of the machine. Then one case with batches read from shards.
 `--tiny` runs the same code at sizes that a CPU can do, to see that it runs.
 """
 
@@ -30,7 +30,8 @@ from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import ChamferReadout
 from pipelines.batches import on_device
-from pipelines.training import Optimisation, make_optimiser, parameter_groups
+from pipelines.schedule import make_optimiser, parameter_groups
+from pipelines.training import Optimisation
 
 DTYPE = torch.bfloat16
 WARM, STEPS = 5, 20
@@ -51,6 +52,7 @@ class Case:
     bands: bool = False
     goal: float = 0.0
     """Share of the limit that its operations set; 0: none."""
+    decoder: DecoderSettings = DecoderSettings()
 
     @property
     def work(self) -> float:
@@ -58,7 +60,7 @@ class Case:
         tokens, values = self.channels if self.bands else 1, 1 if self.bands else self.channels
         for s, p in zip(self.size, self.patch, strict=True):
             tokens, values = tokens * (s // p), values * p
-        return flops.mae(self.shape, tokens, values, self.ratio).train
+        return flops.mae(self.shape, tokens, values, self.ratio, self.decoder).train
 
 
 FILM, CUBE = (224, 224), (96, 96, 96)
@@ -73,10 +75,10 @@ CASES = (
     Case("MAE-B 96^3, patches of 16^3", SIZES["base"], CUBE, (16, 16, 16), 128, channels=1),
     Case("MAE-B 96^3, patches of 8^3", SIZES["base"], CUBE, (8, 8, 8), 16, channels=1),
 )
-SMALL = Shape(32, 1, 2)
-TINY = (Case("tiny images", SMALL, (32, 32), (16, 16), 2, goal=0.45),
-        Case("tiny bands", SMALL, (32, 32), (16, 16), 2, channels=3, bands=True),
-        Case("tiny volumes", SMALL, (16, 16, 16), (8, 8, 8), 2, channels=1))
+SMALL, NARROW = Shape(32, 1, 2), DecoderSettings(width=32, depth=1, num_heads=2)
+TINY = (Case("tiny images", SMALL, (32, 32), (8, 8), 2, goal=0.45, decoder=NARROW),
+        Case("tiny bands", SMALL, (32, 32), (16, 16), 2, channels=3, bands=True, decoder=NARROW),
+        Case("tiny volumes", SMALL, (16, 16, 16), (8, 8, 8), 2, channels=1, decoder=NARROW))
 
 
 def repeated(step: Callable[[], None], steps: int) -> Callable[[], None]:
@@ -136,11 +138,11 @@ def first_steps(steps: Mapping[str, Callable[[], None]], device: str) -> dict[st
 
 def measure(case: Case, device: str, compiled: bool, rounds: int, steps: int) -> list[dict[str, Any]]:
     """A row for each variant."""
-    small = pair_of(case.shape, case.size, case.patch, 2, case.ratio, case.channels, device=device, bands=case.bands)
-    check(small, DTYPE, device)
-    del small
-    pair = pair_of(case.shape, case.size, case.patch, case.batch, case.ratio, case.channels, device=device,
-                   bands=case.bands)
+    def of(batch: int) -> Pair:
+        return pair_of(case.shape, case.size, case.patch, batch, case.ratio, case.channels, case.decoder, device,
+                       case.bands)
+    check(of(2), DTYPE, device)
+    pair = of(case.batch)
     return timed(case.name, case.batch, case.work, case.goal, variants_of(case, pair, device, compiled), device, rounds,
                  steps)
 

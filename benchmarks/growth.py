@@ -21,7 +21,8 @@ from benchmarks.mae_step import pair_of, stepper
 from benchmarks.paired import now, peak_bytes, quartiles, report
 from models.encoder.transformer import Shape
 from models.objectives.decoders import DecoderSettings
-from pipelines.training import Optimisation, make_optimiser, parameter_groups
+from pipelines.schedule import make_optimiser, parameter_groups
+from pipelines.training import Optimisation
 
 SHAPE, DECODER = Shape(384, 2, 6), DecoderSettings(width=256, depth=2, num_heads=8)
 POINTS = {"image size": [(224, 1), (448, 1), (1024, 1)], "channels": [(112, 1), (112, 4), (112, 12)]}
@@ -88,7 +89,7 @@ def rows_of(axis: str, points: list[tuple[int, int]], rounds: int) -> list[dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--point", type=int, nargs=3, metavar=("PIXELS", "CHANNELS", "BANDS"), help="one point, as JSON")
+    parser.add_argument("--point", type=int, nargs=3, metavar=("PIXELS", "CHANNELS", "BANDS"), help="one, as JSON")
     chosen = parser.parse_args()
     if chosen.point:
         pixels, channels, bands = chosen.point

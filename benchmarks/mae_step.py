@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.paired import Stillness, agree, in_turns, quartiles, report, speedup, verdict
-from benchmarks.plain_mae import How, PlainMAE, copy_weights, compare_gradients
+from benchmarks.plain_mae import How, PlainMAE, compare_gradients, copy_weights
 from models.encoder.chance import Chance, chance_of
 from models.encoder.masking import RandomMasking
 from models.encoder.tokenizers import Bands, Grid
@@ -25,7 +25,8 @@ from models.encoder.transformer import SIZES, Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import PixelReadout
-from pipelines.training import Optimisation, make_optimiser, parameter_groups
+from pipelines.schedule import make_optimiser, parameter_groups
+from pipelines.training import Optimisation
 
 MASK_STREAM = 11
 """The stream of chance that random masks are drawn from; the opponent is given the same numbers."""
@@ -63,7 +64,8 @@ class Pair:
 
 
 def pair_of(shape: Shape, size: tuple[int, ...], patch: tuple[int, ...], batch: int, ratio: float = 0.75,
-            channels: int = 3, decoder: DecoderSettings | None = None, device: str = "cpu", bands: bool = False) -> Pair:
+            channels: int = 3, decoder: DecoderSettings | None = None, device: str = "cpu",
+            bands: bool = False) -> Pair:
     """Two models of one shape and some random images.
 
     Args:

@@ -26,7 +26,8 @@ from domains.sample import ManifestRow, Piece
 from domains.store import Writer, open_prepared
 from models.encoder.transformer import SIZES
 from pipelines.batches import Source, TrainingBatches, domain_code, on_device
-from pipelines.training import Optimisation, make_optimiser, parameter_groups
+from pipelines.schedule import make_optimiser, parameter_groups
+from pipelines.training import Optimisation
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -49,14 +50,19 @@ def viewed(values: np.ndarray, centre: float, width: float, function: str) -> np
     return to_grey(values, (centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2))
 
 
+@lru_cache(maxsize=64)
+def _weights(num_in: int, num_out: int, step: float) -> np.ndarray:
+    """Those of a centred film; the films of one machine have one size, and weights cost as much as their use."""
+    return resample.linear_weights(num_in, resample.centred(num_in, num_out, step), step)
+
+
 def fit(grey: np.ndarray, size: tuple[int, int], how: Fit) -> np.ndarray:
     """Bring H W floats in [0, 1] to `size` as uint8, the aspect kept.
 
     letterbox: the whole film, margins UNKNOWN_GREY. crop: the largest centred window of the wanted aspect.
     """
     step, inner, window = _inner(grey.shape, size, how)
-    weights = tuple(resample.linear_weights(n, resample.centred(n, m, step), step)
-                    for n, m in zip(grey.shape, inner, strict=True))
+    weights = tuple(_weights(n, m, step) for n, m in zip(grey.shape, inner, strict=True))
     small = np.clip(resample.apply(grey, weights), 0.0, 1.0)
     darkest = UNKNOWN_GREY + 1 if how == "letterbox" else 0
     out = np.full(size, UNKNOWN_GREY, dtype=np.uint8)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+MOST_ADDED = 16
+"""Inputs of an output that are added one by one; with more, one product with the matrix is faster."""
+
 
 def linear_weights(num_in: int, centres: np.ndarray, step: float) -> np.ndarray:
     """O I: each output is the mean of the linearly interpolated inputs over a window around its centre.
@@ -49,8 +52,33 @@ def centred(num_in: int, num_out: int, step: float) -> np.ndarray:
 
 
 def apply(values: np.ndarray, weights: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Apply one O I matrix to each axis of `values`, float32. Axes that shrink most go first, which is cheapest."""
+    """Apply one O I matrix to each axis of `values`, float32. Axes that shrink most go first, which is cheapest. Where
+    nothing changes, the result is `values` itself."""
     out = values.astype(np.float32, copy=False)
     for axis in sorted(range(out.ndim), key=lambda a: weights[a].shape[0] / weights[a].shape[1]):
-        out = np.moveaxis(np.moveaxis(out, axis, -1) @ weights[axis].T, -1, axis)
+        out = _along(out, weights[axis], axis)
+    return out
+
+
+def _along(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """One matrix on one axis. An output takes from a few neighbouring inputs, and the matrix is nearly all zeros: so
+    few are added up one by one, while a product with the whole matrix would do a hundred times the work."""
+    rows = np.arange(len(weights))
+    first = (weights != 0).argmax(axis=1)
+    width = int((weights.shape[1] - (weights != 0)[:, ::-1].argmax(axis=1) - first).max())
+    if width > MOST_ADDED:
+        return np.asarray(np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis))
+    if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
+        return values
+    last = weights.shape[1] - 1
+    shape = [1] * values.ndim
+    shape[axis] = len(weights)
+    out: np.ndarray | None = None
+    for step in range(width):
+        at = first + step
+        share = np.where(at <= last, weights[rows, np.minimum(at, last)], 0).astype(np.float32).reshape(shape)
+        part = np.take(values, np.minimum(at, last), axis=axis)
+        part *= share
+        out = part if out is None else np.add(out, part, out=out)
+    assert out is not None
     return out

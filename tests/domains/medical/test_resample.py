@@ -50,3 +50,15 @@ def test_nearest_says_what_lies_outside() -> None:
     index, inside = resample.nearest_index(4, np.array([-0.6, -0.5, 0.49, 0.51, 3.4, 3.6]))
     assert index.tolist() == [0, 0, 0, 1, 3, 3]
     assert inside.tolist() == [False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize(("shape", "outs"), [((40, 33), (9, 33)), ((64, 300), (64, 7)), ((9, 12, 10), (14, 12, 5))])
+def test_few_inputs_added_one_by_one_give_what_the_whole_matrices_give(
+        shape: tuple[int, ...], outs: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    weights = tuple(resample.linear_weights(n, resample.centred(n, m, n / m), n / m)
+                    for n, m in zip(shape, outs, strict=True))
+    expected = values.astype(np.float64)
+    for axis, matrix in enumerate(weights):
+        expected = np.moveaxis(np.tensordot(expected, matrix.astype(np.float64), axes=(axis, 1)), -1, axis)
+    assert resample.apply(values, weights) == pytest.approx(expected, abs=1e-5)
