@@ -258,7 +258,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     workers = min(len(os.sched_getaffinity(0)), 8)
-    report("ingest_rate", [measure(FORMATS[name], workers, chosen.rounds) for name in chosen.formats or FORMATS])
+    rows = []
+    for name in chosen.formats or FORMATS:
+        rows.append(measure(FORMATS[name], workers, chosen.rounds))
+        print(rows[-1], flush=True)
+    report("ingest_rate", rows)
 
 
 if __name__ == "__main__":
