@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +85,7 @@ def _attempt(wanted: Wanted, part: Path, how: Transfer, open_at: Callable[..., O
 
 def _refuse_other_bytes(wanted: Wanted, got: Fetched, how: Transfer, part: Path) -> None:
     tag = got.etag.strip('"')
-    stored = urlsplit(wanted.url).scheme in object_store.STORES and re.fullmatch("[0-9a-f]{32}", tag)
+    stored = urlsplit(wanted.url).scheme in object_store.STORES and object_store.is_md5(tag)
     for name, expected, found in (("sha256", wanted.sha256, got.sha256), ("md5", wanted.md5, got.md5),
                                   ("the store's tag", tag if stored and how.etag == "md5" else "", got.md5)):
         if expected and expected.lower() != found:

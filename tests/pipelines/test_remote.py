@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from domains.sample import ManifestRow
 from domains.store import open_prepared
 from pipelines import download, ingest, tracking
 from pipelines.ingest import DataRun, DomainReader
 from pipelines.remote import Source, check_url
 from pipelines.settings import build
+from pipelines.transfer import NotFetched
 from tests.pipelines import fake_domain
 from tests.pipelines.loopback import Site, serving
 from tests.pipelines.test_ingest import Silent, make_files
@@ -179,3 +181,29 @@ def test_a_bucket_without_a_manifest_is_read_as_folders_of_classes(here: Path, b
     source = Source(settings("s3://hospital/classes", "").files, settings("s3://hospital/classes").remote, here)
     assert Path(source.files.manifest).read_text() == (
         "path,split,label\ntest/cat/c.npy,test,cat\ntrain/cat/a.npy,train,cat\ntrain/dog/b.npy,train,dog\n")
+
+
+def test_a_series_that_is_a_folder_comes_whole_or_is_refused(tmp_path: Path, bucket: Any) -> None:
+    for name in ("s1/1.dcm", "s1/2.dcm", "s2/1.dcm"):
+        bucket.pipe_file(f"hospital/series/{name}", name.encode())
+    (tmp_path / "m.csv").write_text("path,group\ns1,a\ns2,b\n")
+    run = settings("s3://hospital/series", "m.csv")
+    source = Source(run.files, run.remote, tmp_path)
+    row = ManifestRow(source.folder / "s1", "s1", "a", "", "")
+    source.fetch_row(row)
+    assert sorted(path.name for path in row.path.iterdir()) == ["1.dcm", "2.dcm"]
+    bucket.rm_file("hospital/series/s2/1.dcm")
+    with pytest.raises(NotFetched, match="no such file"):
+        source.fetch_row(ManifestRow(source.folder / "s2", "s2", "b", "", ""))
+    source.drop(row)
+    assert not [path for path in source.folder.rglob("*") if path.is_file()]
+
+
+def test_an_object_that_changes_after_the_listing_is_not_taken_for_the_listed_one(tmp_path: Path, bucket: Any) -> None:
+    bucket.pipe_file("hospital/moving/a.npy", b"before")
+    run = settings("s3://hospital/moving", "")
+    source = Source(run.files, run.remote, tmp_path)
+    bucket.pipe_file("hospital/moving/a.npy", b"behind")
+    with pytest.raises(NotFetched, match="the store's tag"):
+        source.fetch_file("a.npy")
+    assert not (source.folder / "a.npy").exists()
