@@ -33,6 +33,10 @@ def fetch(wanted: Wanted, how: Transfer, count: Callable[[int], None] = lambda _
     for attempt in range(how.retries + 1):
         try:
             return _attempt(wanted, part, how, open_at, count)
+        except NotFetched:  # what came so far is of no use to another try
+            part.unlink(missing_ok=True)
+            _tag_file(part).unlink(missing_ok=True)
+            raise
         except Again as fault:
             if attempt == how.retries:
                 raise NotFetched(f"download: {fault} ({attempt + 1} tries)") from fault
@@ -42,7 +46,7 @@ def fetch(wanted: Wanted, how: Transfer, count: Callable[[int], None] = lambda _
 
 def _attempt(wanted: Wanted, part: Path, how: Transfer, open_at: Callable[..., Opened | None],
              count: Callable[[int], None]) -> Fetched:
-    tag_file = part.with_name(part.name + ".etag")
+    tag_file = _tag_file(part)
     tag = tag_file.read_text() if tag_file.is_file() else ""
     # Without a tag or a checksum nobody could tell whether the rest belongs to the beginning.
     begun = part.stat().st_size if part.is_file() and (tag or wanted.sha256 or wanted.md5) else 0
@@ -76,18 +80,21 @@ def _attempt(wanted: Wanted, part: Path, how: Transfer, open_at: Callable[..., O
     if opened.size is not None and length != opened.size:
         raise Again(f"the connection ended after {length} of {opened.size} bytes")
     got = Fetched(sha.hexdigest(), md5.hexdigest(), length, opened.etag)
+    _refuse_other_bytes(wanted, got, how)
     tag_file.unlink()
-    _refuse_other_bytes(wanted, got, how, part)
     os.replace(part, wanted.target)
     sync_folder(wanted.target.parent)
     return got
 
 
-def _refuse_other_bytes(wanted: Wanted, got: Fetched, how: Transfer, part: Path) -> None:
+def _tag_file(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _refuse_other_bytes(wanted: Wanted, got: Fetched, how: Transfer) -> None:
     tag = got.etag.strip('"')
     stored = urlsplit(wanted.url).scheme in object_store.STORES and object_store.is_md5(tag)
     for name, expected, found in (("sha256", wanted.sha256, got.sha256), ("md5", wanted.md5, got.md5),
                                   ("the store's tag", tag if stored and how.etag == "md5" else "", got.md5)):
         if expected and expected.lower() != found:
-            part.unlink()
             raise NotFetched(f"checksum: found other bytes than {name} says")
