@@ -7,7 +7,9 @@ be held whole come parts, the next of which is asked for when the one before has
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import selectors
@@ -33,6 +35,10 @@ READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
 SMALL_REQUEST = 16_384
 """A request below this size fits the pipe while the child is busy, so that sending it cannot block."""
+MOST_PATIENCE = 3
+"""Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
+PIPE_BYTES = 2**20
+"""What a child may write before the parent has read it."""
 MAX_REASON = 300
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_FACT_TEXT = 100
@@ -46,10 +52,12 @@ _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "TMPD
 class Limits:
     """What one file may take before it is quarantined, and how many are read at once."""
 
-    memory_gb: float = 8.0
-    """Address space of a reading process. Libraries map about 2 GB of it for themselves."""
-    seconds: int = 60
-    """Wall clock for one file."""
+    memory_gb: float = 2.0
+    """Memory that a reading process may allocate, in GiB. What it maps does not count: libraries, arrays on the disk.
+    """
+    seconds: int = 20
+    """Time for one file, or one part of it. The clock stands still while the process waits for a free processor, three
+    times as long at most."""
     workers: int = 0
     """Reading processes. 0: one per CPU core, eight at most."""
 
@@ -126,14 +134,18 @@ class _Child:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self.stdout.fileno(), False)
+        # Large arrays in fewer pieces: every one costs two switches between the processes.
+        with contextlib.suppress(PermissionError):  # the user's allowance of pipe memory is spent; slower, not wrong
+            fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.max_bytes = int(limits.memory_gb * 2**30)
         self.seconds = limits.seconds
         self.pending: deque[int] = deque()
         self.ready = False
-        self.deadline = time.monotonic() + START_SECONDS
+        self.begun, self.waited = time.monotonic(), 0.0
+        self.deadline = self.begun + START_SECONDS
         self._expect_frame()
         self.write({"module": reader.module, "settings": worker.encode(reader.settings),
-                    "memory_bytes": self.max_bytes, "seconds": limits.seconds})
+                    "memory_bytes": self.max_bytes, "last_second": MOST_PATIENCE * limits.seconds})
 
     def write(self, request: Any) -> None:
         """Send one line. A child that has just died is noticed when its reply channel ends."""
@@ -146,7 +158,26 @@ class _Child:
     def start_clock(self) -> None:
         """The first pending row begins now."""
         if self.ready:
-            self.deadline = time.monotonic() + self.seconds if self.pending else float("inf")
+            self.begun, self.waited = time.monotonic(), self._waiting_for_processor()
+            self.deadline = self.begun + self.seconds if self.pending else float("inf")
+
+    def is_late(self) -> bool:
+        """Whether the time is up. A process that a busy machine has kept waiting gets that time again; one that sleeps
+        or hangs does not."""
+        now = time.monotonic()
+        if now > self.deadline and self.ready and self.deadline:
+            waited = self._waiting_for_processor() - self.waited
+            self.deadline = self.begun + min(self.seconds + waited, MOST_PATIENCE * self.seconds)
+        return now > self.deadline
+
+    def _waiting_for_processor(self) -> float:
+        """Seconds that its main thread has been ready to run and was not let, so far; 0 where the kernel keeps no
+        account."""
+        try:
+            with open(f"/proc/{self.process.pid}/schedstat", encoding="ascii") as file:
+                return int(file.read().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
 
     def _expect_frame(self) -> None:
         self._stage, self._buffer, self._filled = 0, bytearray(worker.LENGTHS.size), 0
@@ -272,8 +303,9 @@ class _Pool:
         # Only children from whom nothing waited to be read can be late: this process may itself have been slow.
         heard = {id(key.data) for key, _ in arrived}
         for child in list(self.children):
-            if id(child) not in heard and time.monotonic() > child.deadline:
-                self._replace(child, f"took longer than {self.limits.seconds} s" if child.ready else "")
+            if id(child) not in heard and child.is_late():
+                self._replace(child, f"took longer than the {self.limits.seconds} s of limits.seconds"
+                              if child.ready else "")
 
     def _take(self, child: _Child) -> None:
         try:
@@ -291,6 +323,8 @@ class _Pool:
             child.ready = True
         else:
             i = child.pending[0]
+            if header.get("memory") is True:
+                header["refused"] = f"needs more memory than the {self.limits.memory_gb:g} GiB of limits.memory_gb"
             outcome = _outcome(self._row(i), header, payload)
             if i in self.before and outcome.sha256 != self.before[i].sha256:
                 changed = "the file changed while it was read"

@@ -6,7 +6,9 @@ is ever unpickled by the parent.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import hashlib
 import importlib
 import json
@@ -29,7 +31,12 @@ START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from domains.w
 """What the child runs: with the parent's import path, so that a folder named `domains` where the user stands is never
 imported instead."""
 ALARM_SLACK = 5
-"""Seconds after the wall clock at which a child whose parent is gone ends itself."""
+"""Seconds after the last moment its parent would wait at which a child whose parent is gone ends itself."""
+LIBRARY_BYTES = 4 * 2**30
+"""Address space beyond the memory limit. Libraries and arrays on the disk are mapped into it, and cost no memory of
+their own."""
+TIDY_SHARE = 0.25
+"""Share of the memory limit that a child may hold on to between files before it gives back what it can."""
 
 
 def main() -> None:
@@ -41,6 +48,7 @@ def main() -> None:
     os.dup2(silence, 2)
     order = json.loads(requests.readline())
     limit_process(order["memory_bytes"])
+    most = int(TIDY_SHARE * order["memory_bytes"])
     try:
         module = importlib.import_module(order["module"])
         settings = decode(order["settings"])
@@ -49,18 +57,32 @@ def main() -> None:
         return
     _send(replies, {"ready": True}, [])
     for line in requests:
-        signal.alarm(order["seconds"] + ALARM_SLACK)
-        header, arrays = _answer(module, settings, decode(json.loads(line)))
-        _send(replies, header, arrays)
+        signal.alarm(order["last_second"] + ALARM_SLACK)
+        _send(replies, *_answer(module, settings, decode(json.loads(line))))
         signal.alarm(0)
+        _tidy(most)
 
 
 def limit_process(memory_bytes: int) -> None:
-    """Bound what a malicious or broken file can take: address space, core dumps, files written."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    """Bound what a malicious or broken file can take: memory, core dumps, files written.
+
+    RLIMIT_DATA counts what a process allocates for itself (since Linux 4.7 wherever it lies), and not the libraries it
+    maps, whose size differs by a factor of ten between versions.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes + LIBRARY_BYTES, memory_bytes + LIBRARY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def _tidy(most: int) -> None:
+    """Give back what the last file left behind, so that the next one has the whole limit to itself."""
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        held = int(file.read().split()[5]) * resource.getpagesize()
+    if held > most:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _answer(module: Any, settings: object, row: ManifestRow) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -71,16 +93,33 @@ def _answer(module: Any, settings: object, row: ManifestRow) -> tuple[dict[str, 
         pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
         header["pieces"] = json.loads(json.dumps([_describe(piece) for piece in pieces], default=_plain))
         arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
-    except Refused as refusal:
-        header, arrays = {**header, "refused": str(refusal)}, []
-    except ImportError as error:
-        header, arrays = {"missing": str(error)}, []
-    except MemoryError:
-        header, arrays = {**header, "refused": "needs more memory than memory_gb allows"}, []
-    except Exception as error:  # a parser's message may quote the file's header: only where and what kind is passed on
-        header, arrays = {**header, "refused": _where(error)}, []
-    header["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    except Exception as error:
+        arrays = []
+        if _is_for_memory(error):
+            header["memory"] = True
+        elif isinstance(error, Refused):
+            header["refused"] = str(error)
+        elif isinstance(error, ImportError):
+            header = {"missing": str(error)}
+        else:  # a parser's message may quote the file's header: only where and what kind is passed on
+            header["refused"] = _where(error)
+    header["peak_bytes"] = _peak_bytes()
     return header, arrays
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process has held. What getrusage tells begins with what its parent held when it forked."""
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        return int(file.read().split(b"VmHWM:")[1].split()[0]) * 1024
+
+
+def _is_for_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out at the bottom of it: readers turn what libraries raise into refusals of their own."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _where(error: Exception) -> str:

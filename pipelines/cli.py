@@ -20,8 +20,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 2 something for the user to mend, 4 a full disk, 5 a training that met too many numbers
-        that are not finite, 1 a fault of ours, 130 stopped.
+        The exit code: 0 done, 2 something for the user to mend, 3 more files refused than allowed, 4 a full disk, 5 a
+        training that met too many numbers that are not finite, 1 a fault of ours, 130 stopped.
     """
     options = parser().parse_args(list(arguments))
     try:

@@ -107,6 +107,13 @@ class IngestFailed(ValueError):
     """The stage cannot publish what it made. The text says found, expected and remedy."""
 
 
+class TooManyRefused(IngestFailed):
+    """More files were quarantined than the run allows."""
+
+    exit_code = 3
+    """Of `lacuna ingest`, so that a script can tell dirty data from a wrong setting."""
+
+
 def domain_reader(domain: str) -> DomainReader:
     """Import one domain and no other: reading films needs no satellite libraries, and depends on none of their code."""
     match domain:
@@ -231,8 +238,9 @@ def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: Domain
             by_source.setdefault(outcome.row.source, []).extend(outcome.pieces)
     if len(reasons) == len(chosen):
         common = Counter(reasons).most_common(1)[0][0]
-        raise IngestFailed(f"files: found none readable among {len(chosen)} tried ({common}). Expected files that "
-                           f"`read.kind: {settings.read.get('kind', '')}` takes. Remedy: check files.folder and read.")
+        raise TooManyRefused(
+            f"files: found none readable among {len(chosen)} tried ({common}). Expected files that "
+            f"`read.kind: {settings.read.get('kind', '')}` takes. Remedy: check files.folder and read.")
     for source, pieces in sorted(by_source.items()):
         sentence = domain.ingest.implausible(pieces, reader.settings)
         if sentence:
@@ -318,9 +326,10 @@ def refuse_if_too_many(refused: Sequence[Outcome], num_files: int, allowed: floa
     if len(refused) == num_files or len(refused) > allowed * num_files:
         common = ", ".join(f"{reason} ({count})" for reason, count in
                            Counter(outcome.reason for outcome in refused).most_common(3))
-        raise IngestFailed(f"files: found {len(refused)} of {num_files} refused, expected at most {allowed:.1%}. "
-                           f"Commonest reasons: {common}. All are listed in {where.parent.name}/{where.name} of the "
-                           "report. Remedy: mend or remove the files, or raise bad_files.")
+        raise TooManyRefused(
+            f"files: found {len(refused)} of {num_files} refused, expected at most {allowed:.1%}. "
+            f"Commonest reasons: {common}. All are listed in {where.parent.name}/{where.name} of the "
+            "report. Remedy: mend or remove the files, or raise bad_files.")
 
 
 # ---- after ----

@@ -68,6 +68,14 @@ def misbehave(verb: str) -> None:
             raise Refused("transfer syntax 1.2.3\nis not read")
         case "bomb":
             np.ones(2**33, np.uint8)
+        case "hidden":
+            try:
+                np.ones(2**33, np.uint8)
+            except MemoryError as error:
+                raise Refused("not readable as this or that") from error
+        case "hoard":  # half of a GiB in a cycle, which only the collector of garbage finds
+            cycle: list[object] = [np.ones(2**29, np.uint8)]
+            cycle.append(cycle)
         case "missing":
             raise ImportError("rasterio is missing. Install it with: pip install 'lacuna[satellite]'")
         case "write":

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from domains import worker
+from benchmarks.faults import seeds
+from domains import quarantine, worker
 from domains.quarantine import Limits, Outcome, Reader, fault, read_all
 from domains.sample import ManifestRow, Piece
 from tests.domains.hostile_reader import Hostile, Nested
+from tests.domains.witness_reader import Witness
 
 READER = Reader("tests.domains.hostile_reader", Hostile(by_source={"x": Nested(("c",))}))
 LIMITS = Limits(memory_gb=2, seconds=2, workers=2)
@@ -28,15 +32,15 @@ def read(rows: list[ManifestRow], limits: Limits = LIMITS) -> list[Outcome]:
 
 
 def test_one_bad_file_is_quarantined_alone_whatever_it_does(tmp_path: Path) -> None:
-    verbs = {2: "segfault", 3: "segfault", 7: "sleep", 11: "raise", 12: "refuse", 13: "bomb", 17: "exit", 23: "spin",
-             39: "segfault"}
+    verbs = {2: "segfault", 3: "segfault", 7: "sleep", 11: "raise", 12: "refuse", 13: "bomb", 14: "hidden", 17: "exit",
+             23: "spin", 39: "segfault"}
     outcomes = read(make_rows(tmp_path, verbs, 40))
     reasons = {i: outcome.reason for i, outcome in enumerate(outcomes) if outcome.reason}
     assert sorted(reasons) == sorted(verbs)
     assert "SIGSEGV" in reasons[2]
-    assert reasons[7] == reasons[23] == "took longer than 2 s"
+    assert reasons[7] == reasons[23] == "took longer than the 2 s of limits.seconds"
     assert reasons[12] == "transfer syntax 1.2.3 is not read"
-    assert "memory" in reasons[13]
+    assert reasons[13] == reasons[14] == "needs more memory than the 2 GiB of limits.memory_gb"
     assert "exit code 3" in reasons[17]
     assert all(len(outcome.sha256) == 64 for outcome in outcomes)
 
@@ -153,6 +157,45 @@ def test_not_a_number_is_a_fault_unless_it_means_unknown() -> None:
     assert fault(Piece(values), "float32", 1, 3, float("nan")) == ""
     assert "no known value" in fault(Piece(values * np.nan), "float32", 1, 3, float("nan"))
     assert "not finite" in fault(Piece(values * np.inf), "float32", 1, 3, float("nan"))
+
+
+def test_a_process_kept_waiting_for_a_processor_is_not_late_and_one_that_sleeps_is(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = iter([10.0, 11.5, 11.5])  # seconds that the kernel says it was ready and not let: first, and when asked
+    child = quarantine._Child(READER, LIMITS)
+    try:
+        monkeypatch.setattr(child, "_waiting_for_processor", lambda: next(waited))
+        child.ready, child.pending = True, deque([0])
+        child.start_clock()
+        now = child.begun
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3.4)
+        assert not child.is_late()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3.6)
+        assert child.is_late()
+        monkeypatch.setattr(child, "_waiting_for_processor", lambda: 1e6)
+        monkeypatch.setattr(time, "monotonic", lambda: now + 6.1)
+        assert child.is_late(), "three times the limit is the most that any file gets"
+    finally:
+        child.deadline = 0.0
+        child.process.kill()
+        child.end()
+
+
+def test_a_child_gives_back_what_a_large_file_took(tmp_path: Path) -> None:
+    rows = make_rows(tmp_path, dict.fromkeys(range(6), "hoard"), 6)
+    outcomes = read(rows, Limits(memory_gb=1, seconds=20, workers=1))
+    assert [outcome.reason for outcome in outcomes] == [""] * 6
+
+
+@pytest.mark.parametrize("domain", ["medical", "satellite", "pointcloud"])
+def test_a_reading_process_never_imports_torch(tmp_path: Path, domain: str) -> None:
+    reader, rows = seeds.of_domain(domain, tmp_path)
+    witness = Reader("tests.domains.witness_reader", Witness(reader.module, reader.settings))
+    outcomes = list(read_all(rows, witness, Limits(workers=1)))
+    assert len(outcomes) > 1
+    for outcome in outcomes:
+        assert not outcome.reason
+        assert [piece.facts["torch"] for piece in outcome.pieces] == [0] * len(outcome.pieces)
 
 
 def test_limits_that_no_library_fits_into_are_refused() -> None:

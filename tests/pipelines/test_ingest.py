@@ -20,7 +20,7 @@ from domains.splits import GroupCut, cut_groups
 from domains.store import Writer, open_prepared
 from pipelines import ingest, tracking
 from pipelines.describe import describe
-from pipelines.ingest import DataRun, DomainReader, IngestFailed
+from pipelines.ingest import DataRun, DomainReader, IngestFailed, TooManyRefused
 from pipelines.settings import SettingsError, build
 from tests.fabricate import contract_of
 from tests.pipelines import fake_domain
@@ -122,8 +122,9 @@ def test_bad_files_are_quarantined_with_their_hash_and_reason(tmp_path: Path) ->
 
 def test_too_many_bad_files_fail_the_run_at_its_end_and_leave_the_list(tmp_path: Path) -> None:
     make_files(tmp_path, bad=4)
-    with pytest.raises(IngestFailed, match="found 4 of 60 refused, expected at most 5.0%"):
+    with pytest.raises(TooManyRefused, match="found 4 of 60 refused, expected at most 5.0%") as caught:
         ingest.run("a", settings(bad_files=0.05), tmp_path)
+    assert caught.value.exit_code == 3
     assert not (tmp_path / "data/prepared/a").exists()
     assert list((tmp_path / "data/prepared").iterdir()) == []
     assert len((tmp_path / "reports/ingest/a/quarantine.csv").read_text().splitlines()) == 5

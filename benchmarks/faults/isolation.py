@@ -1,0 +1,113 @@
+"""What it costs to read clean files in a child process: the same files in this process and through the pool, in turns.
+
+`OPENBLAS_NUM_THREADS=1 python -m benchmarks.faults.isolation` prints a table: milliseconds per file both ways, their
+ratio, and what starting a child costs once. One reading process, so that no second one hides the cost. Hashing belongs to both sides: every file
+that is taken in is hashed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.faults import seeds
+from benchmarks.faults.seeds import Format
+from domains import worker
+from domains.medical import sample_data
+from domains.medical.settings import CT
+from domains.quarantine import Limits, Reader, read_all
+from domains.sample import ManifestRow
+
+ROUNDS = 7
+"""Turns per format; the median of their ratios is told."""
+SECONDS_PER_TURN = 1.0
+
+
+def main() -> None:
+    """Measure every format and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", default="", help="formats whose name begins so")
+    options = parser.parse_args()
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        parser.error("set OPENBLAS_NUM_THREADS=1: children compute in one thread, and so must their rival")
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{'format':24}{'KB out':>9}{'alone ms':>10}{'child ms':>10}{'ratio':>8}{'start s':>9}")
+        for form in [*seeds.formats(Path(folder) / "seeds"), *large(Path(folder) / "large")]:
+            if form.name.startswith(options.only):
+                print(line(form, options.rounds), flush=True)
+
+
+def line(form: Format, rounds: int) -> str:
+    """One line of the table."""
+    rows = _enough([seeds.row(path) for path in form.paths], form.reader)
+    ratios, alone, child, starts = [], [], [], []
+    for _ in range(rounds):
+        alone.append(seconds_alone(rows, form.reader))
+        steady, start = seconds_in_child(rows, form.reader)
+        child.append(steady)
+        starts.append(start)
+        ratios.append(steady / alone[-1])
+    size = np.mean([piece.values.nbytes for row in rows[:len(form.paths)]
+                    for piece in _read(row, form.reader)]) / 1024
+    scale = 1000 / len(rows)
+    return (f"{form.name:24}{size:9.0f}{statistics.median(alone) * scale:10.2f}{statistics.median(child) * scale:10.2f}"
+            f"{statistics.median(ratios):8.3f}{statistics.median(starts):9.2f}")
+
+
+def _read(row: ManifestRow, reader: Reader) -> list:
+    worker.hash_of(row.path)
+    return importlib.import_module(reader.module).read(row, reader.settings)
+
+
+def seconds_alone(rows: Sequence[ManifestRow], reader: Reader) -> float:
+    """Seconds for the rows in this process."""
+    began = time.perf_counter()
+    for row in rows:
+        _read(row, reader)
+    return time.perf_counter() - began
+
+
+def seconds_in_child(rows: Sequence[ManifestRow], reader: Reader) -> tuple[float, float]:
+    """Seconds for the rows through one child once it has read its first file, and until then."""
+    began = first = time.perf_counter()
+    for n, outcome in enumerate(read_all([rows[0], *rows], reader, Limits(workers=1))):
+        assert not outcome.reason, outcome.reason
+        if n == 0:
+            first = time.perf_counter()
+    return time.perf_counter() - first, first - began
+
+
+def _enough(rows: list[ManifestRow], reader: Reader) -> list[ManifestRow]:
+    """The rows, repeated until they take a turn's time."""
+    seconds_alone(rows, reader)
+    once = seconds_alone(rows, reader)
+    return rows * max(1, round(SECONDS_PER_TURN / once))
+
+
+def large(folder: Path) -> list[Format]:
+    """Files whose arrays are large, where the way between the processes would cost most."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(-900, 200, (16, 16, 16), dtype=np.int16)
+    volume = np.kron(coarse, np.ones((12, 12, 12), np.int16))
+    sample_data._write_nifti(folder / "192.nii", volume, np.diag([1.5, 1.5, 1.5, 1.0]))
+    scene = rng.integers(1, 3000, (len(seeds.BANDS), 1024, 1024), dtype=np.uint16)
+    np.save(folder / "1024.npy", scene)
+    whole = Reader("domains.medical.ingest", CT(spacing=(1.5, 1.5, 1.5)))
+    wide = Reader(seeds.ARRAYS.module, type(seeds.ARRAYS.settings)(
+        bands=seeds.BANDS, sensor="sentinel2", size=(256, 256), file_bands=seeds.BANDS))
+    return [Format("NIfTI, 192 voxels", whole, (folder / "192.nii",)),
+            Format("NPY, 1024 pixels", wide, (folder / "1024.npy",))]
+
+
+if __name__ == "__main__":
+    main()
