@@ -1,8 +1,8 @@
 """What it costs to read clean files in a child process: the same files in this process and through the pool, in turns.
 
 `OPENBLAS_NUM_THREADS=1 python -m benchmarks.faults.isolation` prints a table: milliseconds per file both ways, their
-ratio, and what starting a child costs once. One reading process, so that no second one hides the cost. Hashing belongs to both sides: every file
-that is taken in is hashed.
+ratio, and what starting a child costs once. One reading process, so that no second one hides the cost. Hashing belongs
+to both sides: every file that is taken in is hashed.
 """
 
 from __future__ import annotations
