@@ -7,15 +7,11 @@ be held whole come parts, the next of which is asked for when the one before has
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,28 +21,17 @@ from typing import Any
 import numpy as np
 
 from domains import worker
+from domains.reading_process import Child
 from domains.sample import DTYPES, Fact, ManifestRow, Piece, mask_shape
 
-START_SECONDS = 120
-"""How long a child may take to import its reader on a busy machine."""
 WINDOW_PER_WORKER = 16
 """Rows that may be read ahead of the one that is due, per worker: a slow file must not let results pile up."""
 READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
 SMALL_REQUEST = 16_384
 """A request below this size fits the pipe while the child is busy, so that sending it cannot block."""
-MOST_PATIENCE = 3
-"""Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
-PIPE_BYTES = 2**20
-"""What a child may write before the parent has read it."""
 MAX_REASON = 300
-MAX_HEADER_BYTES = 64 * 2**20
 MAX_FACT_TEXT = 100
-
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "TMPDIR", "GDAL_DATA", "PROJ_DATA",
-                "PROJ_LIB")
-"""What a child inherits: no credentials, which a parser has no use for."""
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -121,115 +106,11 @@ def read_all(rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> Ite
             pool.close()
 
 
-class _Child:
-    """One child process and the state of the reply that is being received."""
-
-    def __init__(self, reader: Reader, limits: Limits) -> None:
-        kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        # One thread per child: the pool is the parallelism, and each BLAS thread would take address space.
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self.process = subprocess.Popen(
-            [sys.executable, "-B", "-c", worker.START, json.dumps([os.path.abspath(place) for place in sys.path])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**kept, **threads})
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        os.set_blocking(self.stdout.fileno(), False)
-        # Large arrays in fewer pieces: every one costs two switches between the processes.
-        with contextlib.suppress(PermissionError):  # the user's allowance of pipe memory is spent; slower, not wrong
-            fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self.max_bytes = int(limits.memory_gb * 2**30)
-        self.seconds = limits.seconds
-        self.pending: deque[int] = deque()
-        self.ready = False
-        self.begun, self.waited = time.monotonic(), 0.0
-        self.deadline = self.begun + START_SECONDS
-        self._expect_frame()
-        self.write({"module": reader.module, "settings": worker.encode(reader.settings),
-                    "memory_bytes": self.max_bytes, "last_second": MOST_PATIENCE * limits.seconds})
-
-    def write(self, request: Any) -> None:
-        """Send one line. A child that has just died is noticed when its reply channel ends."""
-        try:
-            self.stdin.write(json.dumps(request).encode() + b"\n")
-            self.stdin.flush()
-        except BrokenPipeError:
-            self.deadline = 0.0
-
-    def start_clock(self) -> None:
-        """The first pending row begins now."""
-        if self.ready:
-            self.begun, self.waited = time.monotonic(), self._waiting_for_processor()
-            self.deadline = self.begun + self.seconds if self.pending else float("inf")
-
-    def is_late(self) -> bool:
-        """Whether the time is up. A process that a busy machine has kept waiting gets that time again; one that sleeps
-        or hangs does not."""
-        now = time.monotonic()
-        if now > self.deadline and self.ready and self.deadline:
-            waited = self._waiting_for_processor() - self.waited
-            self.deadline = self.begun + min(self.seconds + waited, MOST_PATIENCE * self.seconds)
-        return now > self.deadline
-
-    def _waiting_for_processor(self) -> float:
-        """Seconds that its main thread has been ready to run and was not let, so far; 0 where the kernel keeps no
-        account."""
-        try:
-            with open(f"/proc/{self.process.pid}/schedstat", encoding="ascii") as file:
-                return int(file.read().split()[1]) / 1e9
-        except (OSError, IndexError):
-            return 0.0
-
-    def _expect_frame(self) -> None:
-        self._stage, self._buffer, self._filled = 0, bytearray(worker.LENGTHS.size), 0
-        self._lengths, self._header = (0, 0), b""
-
-    def receive(self) -> tuple[dict[str, Any], bytearray] | None:
-        """Take what has arrived; a whole frame when there is one. Raises EOFError at the end of the stream and
-        ValueError on a frame that no honest child sends."""
-        while True:
-            while self._filled < len(self._buffer):
-                try:
-                    with memoryview(self._buffer) as view:
-                        count = os.readv(self.stdout.fileno(), [view[self._filled:]])
-                except BlockingIOError:  # nothing more has arrived
-                    return None
-                if count == 0:
-                    raise EOFError
-                self._filled += count
-            if self._stage == 0:
-                self._lengths = worker.LENGTHS.unpack(self._buffer)
-                if self._lengths[0] > MAX_HEADER_BYTES or self._lengths[1] > self.max_bytes:
-                    raise ValueError("a reply larger than the limits")
-                self._stage, self._buffer, self._filled = 1, bytearray(self._lengths[0]), 0
-            elif self._stage == 1:
-                self._header = bytes(self._buffer)
-                self._stage, self._buffer, self._filled = 2, bytearray(self._lengths[1]), 0
-            else:
-                header, payload = json.loads(self._header), self._buffer
-                self._expect_frame()
-                return header, payload
-
-    def end(self) -> int:
-        """Kill, reap and close; returns how the process ended."""
-        # A child that crashed by itself has already ended; give it the moment that its exit status needs.
-        try:
-            self.process.wait(timeout=0.5 if self.deadline else 0.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        code = self.process.wait()
-        try:
-            self.stdin.close()
-        except BrokenPipeError:  # bytes for a reader that is gone
-            pass
-        self.stdout.close()
-        return code
-
-
 class _Pool:
     def __init__(self, rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> None:
         self.rows, self.reader, self.limits = rows, reader, limits
         self.selector = selectors.DefaultSelector()
-        self.children: list[_Child] = []
+        self.children: list[Child] = []
         self.next_row, self.due = 0, 0
         self.again: deque[int] = deque()
         self.done: dict[int, Outcome] = {}
@@ -261,7 +142,8 @@ class _Pool:
         self.selector.close()
 
     def _start(self) -> None:
-        child = _Child(self.reader, self.limits)
+        child = Child(self.reader.module, self.reader.settings, int(self.limits.memory_gb * 2**30),
+                      self.limits.seconds)
         self.children.append(child)
         self.selector.register(child.stdout, selectors.EVENT_READ, child)
 
@@ -272,7 +154,7 @@ class _Pool:
                 if len(child.pending) < depth:
                     self._give(child)
 
-    def _give(self, child: _Child) -> None:
+    def _give(self, child: Child) -> None:
         # Rows that a dead child left behind come first: one of them is due soonest.
         i = self.again[0] if self.again else self.next_row
         full = i >= self.due + WINDOW_PER_WORKER * len(self.children) or self.waiting_bytes > READ_AHEAD_BYTES
@@ -307,7 +189,7 @@ class _Pool:
                 self._replace(child, f"took longer than the {self.limits.seconds} s of limits.seconds"
                               if child.ready else "")
 
-    def _take(self, child: _Child) -> None:
+    def _take(self, child: Child) -> None:
         try:
             while (frame := child.receive()) is not None:
                 self._finish(child, *frame)
@@ -316,7 +198,7 @@ class _Pool:
         except (ValueError, KeyError, TypeError):
             self._replace(child, "the reader broke its protocol")
 
-    def _finish(self, child: _Child, header: dict[str, Any], payload: bytearray) -> None:
+    def _finish(self, child: Child, header: dict[str, Any], payload: bytearray) -> None:
         if "missing" in header:
             raise ImportError(str(header["missing"])[:MAX_REASON])
         if "ready" in header:
@@ -338,7 +220,7 @@ class _Pool:
         self.done[i] = outcome = dataclasses.replace(outcome, index=i)
         self.waiting_bytes += outcome.num_bytes
 
-    def _replace(self, child: _Child, reason: str) -> None:
+    def _replace(self, child: Child, reason: str) -> None:
         """Quarantine the row that a child ended on, and start another child for the rest."""
         self.selector.unregister(child.stdout)
         self.children.remove(child)

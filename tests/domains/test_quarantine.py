@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.faults import seeds
-from domains import quarantine, worker
+from domains import worker
 from domains.quarantine import Limits, Outcome, Reader, fault, read_all
+from domains.reading_process import Child
 from domains.sample import ManifestRow, Piece
 from tests.domains.hostile_reader import Hostile, Nested
 from tests.domains.witness_reader import Witness
@@ -162,7 +163,7 @@ def test_not_a_number_is_a_fault_unless_it_means_unknown() -> None:
 def test_a_process_kept_waiting_for_a_processor_is_not_late_and_one_that_sleeps_is(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited = iter([10.0, 11.5, 11.5])  # seconds that the kernel says it was ready and not let: first, and when asked
-    child = quarantine._Child(READER, LIMITS)
+    child = Child(READER.module, READER.settings, 2**31, LIMITS.seconds)
     try:
         monkeypatch.setattr(child, "_waiting_for_processor", lambda: next(waited))
         child.ready, child.pending = True, deque([0])

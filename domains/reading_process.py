@@ -1,0 +1,130 @@
+"""One limited child process, seen from its parent: how it is started, fed, timed, heard and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from typing import Any
+
+from domains import worker
+
+START_SECONDS = 120
+"""How long a child may take to import its reader on a busy machine."""
+MOST_PATIENCE = 3
+"""Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
+PIPE_BYTES = 2**20
+"""What a child may write before the parent has read it."""
+MAX_HEADER_BYTES = 64 * 2**20
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "TMPDIR", "GDAL_DATA", "PROJ_DATA",
+                "PROJ_LIB")
+"""What a child inherits: no credentials, which a parser has no use for."""
+
+
+class Child:
+    """One child process and the state of the reply that is being received."""
+
+    def __init__(self, module: str, settings: object, memory_bytes: int, seconds: int) -> None:
+        kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        # One thread per child: the pool is the parallelism, and each BLAS thread would take address space.
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-B", "-c", worker.START, json.dumps([os.path.abspath(place) for place in sys.path])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**kept, **threads})
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        os.set_blocking(self.stdout.fileno(), False)
+        # Large arrays in fewer pieces: every one costs two switches between the processes.
+        with contextlib.suppress(PermissionError):  # the user's allowance of pipe memory is spent; slower, not wrong
+            fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.max_bytes = memory_bytes
+        self.seconds = seconds
+        self.pending: deque[int] = deque()
+        self.ready = False
+        self.begun, self.waited = time.monotonic(), 0.0
+        self.deadline = self.begun + START_SECONDS
+        self._expect_frame()
+        self.write({"module": module, "settings": worker.encode(settings),
+                    "memory_bytes": memory_bytes, "last_second": MOST_PATIENCE * seconds})
+
+    def write(self, request: Any) -> None:
+        """Send one line. A child that has just died is noticed when its reply channel ends."""
+        try:
+            self.stdin.write(json.dumps(request).encode() + b"\n")
+            self.stdin.flush()
+        except BrokenPipeError:
+            self.deadline = 0.0
+
+    def start_clock(self) -> None:
+        """The first pending row begins now."""
+        if self.ready:
+            self.begun, self.waited = time.monotonic(), self._waiting_for_processor()
+            self.deadline = self.begun + self.seconds if self.pending else float("inf")
+
+    def is_late(self) -> bool:
+        """Whether the time is up. A process that a busy machine has kept waiting gets that time again; one that sleeps
+        or hangs does not."""
+        now = time.monotonic()
+        if now > self.deadline and self.ready and self.deadline:
+            waited = self._waiting_for_processor() - self.waited
+            self.deadline = self.begun + min(self.seconds + waited, MOST_PATIENCE * self.seconds)
+        return now > self.deadline
+
+    def _waiting_for_processor(self) -> float:
+        """Seconds that its main thread has been ready to run and was not let, so far; 0 where the kernel keeps no
+        account."""
+        try:
+            with open(f"/proc/{self.process.pid}/schedstat", encoding="ascii") as file:
+                return int(file.read().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
+
+    def _expect_frame(self) -> None:
+        self._stage, self._buffer, self._filled = 0, bytearray(worker.LENGTHS.size), 0
+        self._lengths, self._header = (0, 0), b""
+
+    def receive(self) -> tuple[dict[str, Any], bytearray] | None:
+        """Take what has arrived; a whole frame when there is one. Raises EOFError at the end of the stream and
+        ValueError on a frame that no honest child sends."""
+        while True:
+            while self._filled < len(self._buffer):
+                try:
+                    with memoryview(self._buffer) as view:
+                        count = os.readv(self.stdout.fileno(), [view[self._filled:]])
+                except BlockingIOError:  # nothing more has arrived
+                    return None
+                if count == 0:
+                    raise EOFError
+                self._filled += count
+            if self._stage == 0:
+                self._lengths = worker.LENGTHS.unpack(self._buffer)
+                if self._lengths[0] > MAX_HEADER_BYTES or self._lengths[1] > self.max_bytes:
+                    raise ValueError("a reply larger than the limits")
+                self._stage, self._buffer, self._filled = 1, bytearray(self._lengths[0]), 0
+            elif self._stage == 1:
+                self._header = bytes(self._buffer)
+                self._stage, self._buffer, self._filled = 2, bytearray(self._lengths[1]), 0
+            else:
+                header, payload = json.loads(self._header), self._buffer
+                self._expect_frame()
+                return header, payload
+
+    def end(self) -> int:
+        """Kill, reap and close; returns how the process ended."""
+        # A child that crashed by itself has already ended; give it the moment that its exit status needs.
+        try:
+            self.process.wait(timeout=0.5 if self.deadline else 0.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        code = self.process.wait()
+        try:
+            self.stdin.close()
+        except BrokenPipeError:  # bytes for a reader that is gone
+            pass
+        self.stdout.close()
+        return code
