@@ -9,14 +9,19 @@ from pathlib import Path
 from domains.sample import Refused
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers per pixel by the header's kind of colour."""
+SPARE_BYTES = 65_536
+"""For the heads of deflate's blocks, and rows that interlacing cuts up."""
 
 
 def check(path: Path) -> None:
-    """Refuse a file of which a chunk's checksum is wrong, or that ends before its end chunk."""
+    """Refuse a file of which a chunk's checksum is wrong, that ends before its end chunk, or that holds far more than
+    its pixels: decoders stop at the last of them, and would pass over the rest."""
     with path.open("rb") as stream:
         if stream.read(len(SIGNATURE)) != SIGNATURE:
             raise Refused("it does not begin like a PNG")
-        kind = b""
+        kind, room, packed = b"", 0, 0
         while kind != b"IEND":
             head = stream.read(8)
             if len(head) != 8:
@@ -27,3 +32,15 @@ def check(path: Path) -> None:
                 raise Refused("the file ends early")
             if zlib.crc32(body[:-4], zlib.crc32(kind)) != struct.unpack(">I", body[-4:])[0]:
                 raise Refused("its checksum is wrong")
+            if kind == b"IHDR" and length == 13:
+                room = _most_bytes(body)
+            packed += length if kind == b"IDAT" else 0
+        if packed > room:
+            raise Refused(f"{packed} bytes of compressed pixels, expected at most {room} for a picture of its size")
+
+
+def _most_bytes(header: bytes) -> int:
+    """What its pixels may take: as they are, for deflate makes nothing longer by more than a little."""
+    width, height, depth, colour = struct.unpack(">IIBB", header[:10])
+    row = 1 + (width * depth * CHANNELS.get(colour, 4) + 7) // 8
+    return SPARE_BYTES + row * height * 9 // 8
