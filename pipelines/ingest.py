@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -31,7 +29,7 @@ from domains.quarantine import Limits, Outcome, Reader, fault, read_all
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
-from pipelines import contact_sheet, data_summary, lineage, tracking
+from pipelines import contact_sheet, data_summary, lineage, refusals, tracking
 from pipelines.engine import Engine, reading
 from pipelines.nameless import nameless
 from pipelines.remote import Read, Remote, Source, is_url
@@ -107,13 +105,6 @@ class IngestFailed(ValueError):
     """The stage cannot publish what it made. The text says found, expected and remedy."""
 
 
-class TooManyRefused(IngestFailed):
-    """More files were quarantined than the run allows."""
-
-    exit_code = 3
-    """Of `lacuna ingest`, so that a script can tell dirty data from a wrong setting."""
-
-
 def domain_reader(domain: str) -> DomainReader:
     """Import one domain and no other: reading films needs no satellite libraries, and depends on none of their code."""
     match domain:
@@ -168,8 +159,8 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
             write_text(folder / "reader.json", json.dumps(plain(read_settings), indent=2) + "\n")
             read = _from(source, reading(settings.engine, root))
             refused, origins = _store(name, named, values, contract, reader, settings, folder, read)
-            _write_quarantine(refused, folder / QUARANTINE, report / QUARANTINE)
-            refuse_if_too_many(refused, len(rows), settings.bad_files, report / QUARANTINE)
+            refusals.write_list(refused, folder / QUARANTINE, report / QUARANTINE)
+            refusals.refuse_if_too_many(refused, len(rows), settings.bad_files, report / QUARANTINE)
             rows, joined = _join(name, settings, manifest, rows, origins, folder)
             prepared, summary = _finish(name, settings, manifest, rows, refused, joined, folder)
             contact_sheet.draw(prepared, domain.picture.picture, report / "contact_sheet.png")
@@ -238,7 +229,7 @@ def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: Domain
             by_source.setdefault(outcome.row.source, []).extend(outcome.pieces)
     if len(reasons) == len(chosen):
         common = Counter(reasons).most_common(1)[0][0]
-        raise TooManyRefused(
+        raise refusals.TooManyRefused(
             f"files: found none readable among {len(chosen)} tried ({common}). Expected files that "
             f"`read.kind: {settings.read.get('kind', '')}` takes. Remedy: check files.folder and read.")
     for source, pieces in sorted(by_source.items()):
@@ -310,26 +301,6 @@ def _contract_fault(pieces: Sequence[Piece], contract: Contract) -> str:
     if len({piece.suffix for piece in pieces}) != len(pieces):
         return "two pieces of the file have one name"
     return ""
-
-
-def _write_quarantine(refused: Sequence[Outcome], *paths: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "sha256", "stage", "reason"])
-    writer.writerows([outcome.row.key, outcome.sha256, "ingest", outcome.reason] for outcome in refused)
-    for path in paths:
-        write_text(path, text.getvalue())
-
-
-def refuse_if_too_many(refused: Sequence[Outcome], num_files: int, allowed: float, where: Path) -> None:
-    """The end of a run in which more than the allowed share was quarantined."""
-    if len(refused) == num_files or len(refused) > allowed * num_files:
-        common = ", ".join(f"{reason} ({count})" for reason, count in
-                           Counter(outcome.reason for outcome in refused).most_common(3))
-        raise TooManyRefused(
-            f"files: found {len(refused)} of {num_files} refused, expected at most {allowed:.1%}. "
-            f"Commonest reasons: {common}. All are listed in {where.parent.name}/{where.name} of the "
-            "report. Remedy: mend or remove the files, or raise bad_files.")
 
 
 # ---- after ----

@@ -24,7 +24,7 @@ COMMAND = "import sys; from pipelines.cli import main; sys.exit(main(sys.argv[1:
 PARAMS = """ingest:
   films:
     domain: medical
-    files: {folder: raw, manifest: raw/labels.csv}
+    files: {folder: raw, manifest: raw/labels.csv, pseudonymise: false}
     read: {kind: xray, size: [32, 32]}
     near_duplicates: 2
 """

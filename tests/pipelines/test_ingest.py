@@ -20,7 +20,8 @@ from domains.splits import GroupCut, cut_groups
 from domains.store import Writer, open_prepared
 from pipelines import ingest, tracking
 from pipelines.describe import describe
-from pipelines.ingest import DataRun, DomainReader, IngestFailed, TooManyRefused
+from pipelines.ingest import DataRun, DomainReader, IngestFailed
+from pipelines.refusals import TooManyRefused
 from pipelines.settings import SettingsError, build
 from tests.fabricate import contract_of
 from tests.pipelines import fake_domain
@@ -132,7 +133,7 @@ def test_too_many_bad_files_fail_the_run_at_its_end_and_leave_the_list(tmp_path:
 
 def test_a_folder_of_nothing_readable_is_told_before_the_long_part(tmp_path: Path) -> None:
     make_files(tmp_path, num=10, bad=10)
-    with pytest.raises(IngestFailed, match="found none readable among"):
+    with pytest.raises(TooManyRefused, match="found none readable among"):
         ingest.run("a", settings(tasks={}), tmp_path)
 
 

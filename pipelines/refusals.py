@@ -1,0 +1,40 @@
+"""What ingest refused: the list of it, and the end of a run in which it was too much."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from domains.publish import write_text
+from domains.quarantine import Outcome
+
+
+class TooManyRefused(ValueError):
+    """More files were quarantined than the run allows."""
+
+    exit_code = 3
+    """Of `lacuna ingest`, so that a script can tell dirty data from a wrong setting."""
+
+
+def write_list(refused: Sequence[Outcome], *paths: Path) -> None:
+    """quarantine.csv: which files were refused, and why."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "sha256", "stage", "reason"])
+    writer.writerows([outcome.row.key, outcome.sha256, "ingest", outcome.reason] for outcome in refused)
+    for path in paths:
+        write_text(path, text.getvalue())
+
+
+def refuse_if_too_many(refused: Sequence[Outcome], num_files: int, allowed: float, where: Path) -> None:
+    """The end of a run in which more than the allowed share was quarantined."""
+    if len(refused) == num_files or len(refused) > allowed * num_files:
+        common = ", ".join(f"{reason} ({count})" for reason, count in
+                           Counter(outcome.reason for outcome in refused).most_common(3))
+        raise TooManyRefused(
+            f"files: found {len(refused)} of {num_files} refused, expected at most {allowed:.1%}. "
+            f"Commonest reasons: {common}. All are listed in {where.parent.name}/{where.name} of the "
+            "report. Remedy: mend or remove the files, or raise bad_files.")
