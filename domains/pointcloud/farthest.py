@@ -24,7 +24,7 @@ def farthest_first(points: np.ndarray, num: int) -> np.ndarray:
     points in the same order begin alike. Points that coincide with a chosen one come last, in any order.
 
     Args:
-        points: M 3, finite.
+        points: M 3, finite, about the origin: the work is done in float32, which would round map coordinates.
         num: how many to choose; M or more give all M.
 
     Returns:
@@ -33,10 +33,9 @@ def farthest_first(points: np.ndarray, num: int) -> np.ndarray:
     num = min(num, len(points))
     if len(points) < 2:
         return np.arange(num)
-    near = (points - points[0]).astype(np.float32)  # map coordinates would be rounded
     height = next(height for largest, height in HEIGHTS if len(points) <= largest)
     height = min(height, len(points).bit_length() - 1)
-    chosen: np.ndarray = _fpsample().bucket_fps_kdline_sampling(near, num, height, start_idx=0).astype(np.int64)
+    chosen: np.ndarray = _fpsample().bucket_fps_kdline_sampling(points, num, height, start_idx=0).astype(np.int64)
     taken = np.zeros(len(points), bool)
     taken[chosen] = True
     if int(np.count_nonzero(taken)) == num:

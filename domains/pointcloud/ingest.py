@@ -182,7 +182,7 @@ def _chosen(xyz: np.ndarray, settings: Points, rng: np.random.Generator) -> np.n
     if settings.sample == "random":
         return drawn[:settings.points_per_sample]
     drawn = drawn[:FARTHEST_AMONG]
-    return drawn[farthest_first(xyz[drawn], settings.points_per_sample)]
+    return drawn[farthest_first(xyz[drawn] - xyz[:1], settings.points_per_sample)]
 
 
 # ---- formats ----

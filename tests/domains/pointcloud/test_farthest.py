@@ -17,7 +17,7 @@ pytest.importorskip("fpsample")
 
 def brute_force(points: np.ndarray, num: int, start: int) -> list[int]:
     """Farthest points in float32, the precision that the library works in."""
-    points = (points - points[0]).astype(np.float32)
+    points = points.astype(np.float32)
     nearest, chosen = np.full(len(points), np.inf, np.float32), [start]
     while len(chosen) < num:
         gap = points - points[chosen[-1]]
@@ -33,7 +33,7 @@ def uncovered(points: np.ndarray, chosen: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("available", "num"), [(2, 2), (9, 4), (100, 99), (1000, 64), (5000, 300), (70_000, 50)])
 def test_they_equal_brute_force_from_their_own_start_at_every_size(available: int, num: int) -> None:
-    points = np.random.default_rng(available).normal(size=(available, 3)) + [5e5, 5e6, 0]
+    points = np.random.default_rng(available).normal(size=(available, 3))
     chosen = farthest_first(points, num)
     assert chosen.tolist() == brute_force(points, num, int(chosen[0]))
     assert np.array_equal(chosen, farthest_first(points, num))
@@ -72,6 +72,17 @@ def test_stored_farthest_first_a_cloud_is_covered_better_at_every_size_and_in_ev
         by_rule[rule] = [uncovered(piece.values.astype(float), part.astype(float)) for part in taken]
     assert by_rule["farthest"][0] < 0.5 * by_rule["random"][0]
     assert np.median(by_rule["farthest"][1:]) < np.median(by_rule["random"][1:])
+
+
+def test_map_coordinates_are_not_rounded_before_the_choice(tmp_path: Path) -> None:
+    cloud = np.random.default_rng(0).random((3000, 3))  # under a metre, five thousand kilometres from the origin
+    taken = []
+    for name, corner in (("near", 0.0), ("far", 2.0**22)):
+        np.save(tmp_path / f"{name}.npy", cloud + corner)
+        settings = Points(size=(64,), points_per_sample=64, scale="metres", sample="farthest")
+        taken.append(read(row(tmp_path / f"{name}.npy"), settings)[0].values.astype(float))
+    gaps = [(np.sqrt(((one[:, None] - one[None]) ** 2).sum(-1)) + 9 * np.eye(64)).min() for one in taken]
+    assert gaps[1] > 0.9 * gaps[0]
 
 
 def test_a_mesh_is_covered_evenly_too(tmp_path: Path) -> None:
