@@ -36,11 +36,26 @@ def summarise(prepared: Prepared, leaks: Sequence[Leak], said: Sequence[str]) ->
                     for source in sorted(set(sources))},
         "pool": len(prepared.pool()),
         "masks": num_masks,
+        "gaps": gaps(prepared),
         "tasks": {name: _label_counts(prepared, name) for name in prepared.contract.tasks},
         "leaks": leak_counts(prepared, leaks),
         "text_lines": sum(bool(facts.get("text_lines")) for facts in prepared.column("facts")),
         "said": list(said),
     }
+
+
+def gaps(prepared: Prepared) -> dict[str, dict[str, int]]:
+    """{"B8A": {"missing": 3, "dead": 120}}: samples whose file lacks a channel, or in which it holds a single value
+    while others vary, as their readers recorded it. Channels without either are left out."""
+    if prepared.contract.kind != "multispectral":
+        return {}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in prepared.contract.names}
+    for facts in prepared.column("facts"):
+        for name in set(prepared.contract.names) - set(facts.get("bands", prepared.contract.names)):
+            counts[name]["missing"] += 1
+        for name in facts.get("dead_bands", ()):
+            counts[name]["dead"] += 1
+    return {name: {what: found[what] for what in ("missing", "dead")} for name, found in counts.items() if found}
 
 
 def _label_counts(prepared: Prepared, task: str) -> dict[str, dict[str, int]]:

@@ -29,7 +29,8 @@ def describe(folder: Path) -> str:
                                 "Remedy: ingest again.")
     summary = json.loads(path.read_text())
     parts = [_head(prepared, summary), _splits(summary), *_tasks(prepared.contract, summary),
-             _channels(prepared.contract), _text(summary), _left_out(summary, folder), _leaks(summary, folder)]
+             _channels(prepared.contract), _gaps(summary), _text(summary),
+             _left_out(summary, folder), _leaks(summary, folder)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -85,6 +86,13 @@ def _text(summary: Mapping[str, Any]) -> str:
         return ""
     return (f"text: {summary['text_lines']} films look as if lines of text were burned into them, which may name the "
             "patient (fact text_lines of the index). Not all text is found. read.burned_in: refuse keeps these out")
+
+
+def _gaps(summary: Mapping[str, Any]) -> str:
+    """Channels that are not in every sample. Older summaries do not say."""
+    what = {"missing": "missing in", "dead": "dead (one value while others vary) in"}
+    return "\n".join(f"{name}: " + ", ".join(f"{what[kind]} {count}" for kind, count in found.items() if count)
+                     + f" of {summary['samples']} samples" for name, found in summary.get("gaps", {}).items())
 
 
 def _left_out(summary: Mapping[str, Any], folder: Path) -> str:
