@@ -66,7 +66,8 @@ class Files:
     group_pattern: str = ""
     """For group_by: pattern. A regular expression whose first bracket is the group: 'patient(\\d+)'."""
     follow_links: bool = False
-    """Allow symbolic links that lead out of `folder`."""
+    """Allow symbolic links that lead out of `folder`. Otherwise one that a row names ends the run before anything is
+    read, and one inside a series or a scene puts that row into quarantine."""
     pseudonymise: bool | None = None
     """Keep keyed hashes in place of paths and groups, in everything that is made of the files. null: medical files yes,
     others no, whose names are those of tiles and objects. The key: domains/pseudonyms.py."""
@@ -213,7 +214,8 @@ def _row(line: Mapping[str, str], files: Files, places: _Places) -> ManifestRow:
     return ManifestRow(
         path=places.find(text), key=places.key(text), group=_group(line, files), split=line.get(files.split_column, ""),
         source=line.get(files.source_column, ""), mask_path=places.find(mask) if mask else None,
-        columns={name: cell for name, cell in line.items() if name not in own})
+        columns={name: cell for name, cell in line.items() if name not in own},
+        within=None if files.follow_links else Path(places.folder))
 
 
 def _group(line: Mapping[str, str], files: Files) -> str:

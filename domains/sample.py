@@ -59,6 +59,8 @@ class ManifestRow:
     """Every other column of the manifest as text; an empty text means unknown, never negative."""
     part: int = 0
     """Which part of its file is asked for, where that is too large to be held whole (see Part); 0 everywhere else."""
+    within: Path | None = None
+    """The folder that links beside and below `path` may not leave. None: links are followed wherever they lead."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from domains import links
 from domains.sample import DTYPES, ManifestRow, Part, Piece, Refused
 
 LENGTHS = struct.Struct("<IQ")
@@ -88,6 +89,7 @@ def _tidy(most: int) -> None:
 def _answer(module: Any, settings: object, row: ManifestRow) -> tuple[dict[str, Any], list[np.ndarray]]:
     header: dict[str, Any] = {}
     try:
+        links.refuse_leading_out([row.path], row.within)
         header["sha256"] = hash_of(row.path)
         found: list[Piece] | Part = module.read(row, settings)
         pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)

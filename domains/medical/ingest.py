@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from domains.contract import Channel, Contract
+from domains.links import refuse_leading_out
 from domains.medical import burned_in, dicom, film, foreground, nifti, png, slices, volume
 from domains.medical.parsing import MAX_VOXELS, check_pixels, check_voxels, library, parsing
 from domains.medical.settings import CT, Settings, XRay
@@ -196,7 +197,7 @@ def _read_ct(row: ManifestRow, settings: CT) -> Piece:
     if row.path.name.lower().endswith((".nii", ".nii.gz")):
         found, form = nifti.read(row.path), "NIfTI"
     else:
-        found, form = _read_series(row.path, settings), "DICOM series"
+        found, form = _read_series(row, settings), "DICOM series"
         if (tilt := volume.shear_degrees(found)) > volume.TILT_TOLERANCE_DEGREES:
             found, facts["tilt_degrees"] = volume.straighten(found, MAX_VOXELS), round(tilt, 1)
     image = volume.orient(found)
@@ -235,11 +236,13 @@ def _body_grid(image: Volume, settings: CT) -> tuple[volume.Grid, list[int]]:
     return volume.box_grid(image, settings.spacing, ends), [edge for pair in ends for edge in pair]
 
 
-def _read_series(path: Path, settings: CT) -> Volume:
+def _read_series(row: ManifestRow, settings: CT) -> Volume:
     """All slices of one series: those of a folder, or those beside a file that belong to its series. Some files hold
     one slice, others (enhanced CT) many."""
+    path = row.path
     beside = path if path.is_dir() else path.parent
     files = sorted(file for file in beside.iterdir() if file.is_file() and _may_be_slice(file))
+    refuse_leading_out(files, row.within)
     headers = {file: dicom.read(file, pixels=False) for file in files}
     with parsing("DICOM series"):
         if path.is_file():

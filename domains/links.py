@@ -1,0 +1,42 @@
+"""Symbolic links beside and below a row's file that lead out of the data folder.
+
+The manifest looks at the path that a row names; a series or a scene is a folder, in which any file may be a link.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from domains.sample import Refused
+
+
+def refuse_leading_out(paths: Iterable[Path], within: Path | None) -> None:
+    """Look at files, and at all that lies below folders, without opening any of it.
+
+    Args:
+        within: the folder that links may not leave; None allows all.
+
+    Raises:
+        Refused: a link leads elsewhere.
+    """
+    if within is None:
+        return
+    inside = os.path.realpath(within)
+    leading_out = sum(not _lies_in(os.path.realpath(link), inside) for path in paths for link in _links(path))
+    if leading_out:
+        raise Refused(f"links: found {leading_out} that lead out of files.folder, expected none. Remedy: put the files "
+                      "themselves there; for links that you trust set files.follow_links: true.")
+
+
+def _links(path: Path) -> Iterable[str]:
+    """`path`, if it is a link, and every link below it."""
+    if path.is_symlink():
+        yield str(path)
+    for parent, folders, names in os.walk(path):  # goes into no linked folder
+        yield from filter(os.path.islink, (os.path.join(parent, name) for name in (*folders, *names)))
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
