@@ -231,7 +231,7 @@ def test_a_damaged_run_replaces_nothing(tmp_path: Path) -> None:
     ingest.run("a", settings(), tmp_path)
     digest = open_prepared(tmp_path / "data/prepared/a").digest
     (tmp_path / "data/raw/a/7.npy").write_text("damaged")
-    with pytest.raises(IngestFailed):
+    with pytest.raises(TooManyRefused):
         ingest.run("a", settings(), tmp_path)
     assert open_prepared(tmp_path / "data/prepared/a").digest == digest
 
