@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from domains.publish import DiskFull
 from pipelines.batches import TrainingBatches, on_device
 from pipelines.processes import follows, started
 from pipelines.resources import disk_free, memory, peak_memory, size_text, time_text
@@ -78,7 +79,8 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1) -> Cost |
         The cost; None on the processes of a distributed run that only follow.
 
     Raises:
-        TrainingFailed: the disk is too small for it; or even one step does not fit into memory.
+        DiskFull: the disk is too small for it.
+        TrainingFailed: even one step does not fit into memory.
     """
     if follows():
         return None
@@ -94,8 +96,10 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1) -> Cost |
     if cost.memory_free and cost.memory > 0.9 * cost.memory_free:
         print("  That is close to all the memory there is. " + _remedy(plan.batch_size, job.machine.accumulate))
     if cost.disk + RESERVE > cost.disk_free:
-        raise TrainingFailed(f"disk: found {size_text(cost.disk_free)} free, expected {size_text(cost.disk + RESERVE)} "
-                             "for checkpoints and resume state. Remedy: free some, or take a smaller encoder.")
+        missing = cost.disk + RESERVE - cost.disk_free
+        raise DiskFull(f"disk: found {size_text(cost.disk_free)} free, expected {size_text(cost.disk + RESERVE)} for "
+                       f"checkpoints and resume state, {missing} bytes more. Remedy: free some, or take a smaller "
+                       "encoder.")
     return cost
 
 

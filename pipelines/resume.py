@@ -18,6 +18,8 @@ _OURS = ("pipelines", "domains", "models")
 _SHOWN_ONLY = ("cli", "tracking", "tracked_run", "lineage", "loggable", "spool", "mlflow_server", "report", "estimate",
                "processes", "resources")
 """Modules of pipelines/ that change what is shown and never what is computed: editing them discards no resume state."""
+_OTHER_CODE = "made-by-other-code"
+"""An empty file in a folder that was taken over; it stays, so that a second kill does not hide it."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,19 @@ def work_folder(root: Path, stage: str, name: str, parts: list[Any], despite_cod
     about = fingerprint(*parts)
     home = root / ".work" / stage
     folder = home / f"{name}-{about}-{code}"
-    other = False
     if not folder.exists() and despite_code_change:
-        earlier = sorted(home.glob(f"{name}-{about}-*"), key=lambda path: path.stat().st_mtime)
-        if earlier:
-            earlier[-1].rename(folder)
-            other = True
-    resumed = folder.exists()
+        _take_over(home, f"{name}-{about}-*", folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return Work(folder, f"{about}-{code}", code, resumed, other)
+    left = any(folder.iterdir())  # the folder itself says nothing: another process of this training may have made it
+    return Work(folder, f"{about}-{code}", code, left, (folder / _OTHER_CODE).exists())
+
+
+def _take_over(home: Path, pattern: str, folder: Path) -> None:
+    try:
+        earlier = sorted(home.glob(pattern), key=lambda path: path.stat().st_mtime)
+        if earlier:
+            (earlier[-1] / _OTHER_CODE).touch()
+            earlier[-1].rename(folder)
+    except FileNotFoundError:
+        if not folder.exists():
+            raise  # otherwise another process of this training was faster

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from models.encoder.chance import Chance
 from pipelines.bad_steps import NotFinite, SkippedStep
-from pipelines.batches import Batch, Source, TrainingBatches
+from pipelines.batches import Batch, RawBatch, Source, TrainingBatches
+from pipelines.prefetch import ahead
 from pipelines.processes import started
 from pipelines.sharding import copied_parts
 from pipelines.training_module import Training
@@ -30,6 +31,8 @@ from pipelines.training_module import Training
 for _name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+MOST_AHEAD = 16
+"""Batches; each one that waits takes its memory."""
 Losses = Callable[[Batch, Chance], dict[str, Tensor]]
 
 
@@ -106,10 +109,17 @@ class Machine:
     """torch.compile the model: faster after a minute, on a GPU."""
     save_every_seconds: float = 300.0
     """Least time between two saves of the resume state."""
+    prefetch: int = 0
+    """Batches that a thread reads ahead while the device works; 0: each is read when it is wanted. The bits are the
+    same."""
     check_reads: bool = True
     """Compare each sample with its hash when it is read first (about 30 microseconds for 50 kB, once in a run), so that
     nothing is learnt from a damaged disk. false where `lacuna verify` has just said so, or where a crop should not cost
     the reading of its whole volume."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prefetch <= MOST_AHEAD:
+            raise ValueError(f"prefetch: found {self.prefetch}, expected 0 to {MOST_AHEAD} batches.")
 
 
 class TrainingFailed(RuntimeError):
@@ -189,7 +199,10 @@ def fit(job: Job) -> int:
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # torch, when the first update is left out
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # teachers are meant to
         with copied_parts(job.model) if machine.strategy == "fsdp" else nullcontext():
-            trainer.fit(module, train_dataloaders=batches)
+            try:
+                trainer.fit(module, train_dataloaders=batches)
+            finally:
+                batches.close()
     if module.trained:
         job.model.load_state_dict(module.trained)
     job.model.eval()
@@ -205,14 +218,23 @@ class _Ranked:
 
     def __init__(self, job: Job, start: int, module: Training) -> None:
         self.job, self.start, self.module = job, start, module
+        self.begun: Generator[RawBatch] | None = None
 
     def __len__(self) -> int:
         return (self.job.optimisation.steps - self.start) * self.job.machine.accumulate
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[RawBatch]:
         job, plan = self.job, self.job.optimisation
-        return iter(TrainingBatches(job.source, job.seed, plan.batch_size, plan.steps, self.start,
-                                    job.machine.accumulate, self.module.global_rank, self.module.trainer.world_size))
+        self.close()
+        self.begun = ahead(TrainingBatches(
+            job.source, job.seed, plan.batch_size, plan.steps, self.start, job.machine.accumulate,
+            self.module.global_rank, self.module.trainer.world_size), job.machine.prefetch)
+        return self.begun
+
+    def close(self) -> None:
+        """End the thread that reads ahead, where there is one."""
+        if self.begun is not None:
+            self.begun.close()
 
 
 def make_trainer(machine: Machine, plan: Optimisation, steps: int) -> lightning.Trainer:

@@ -57,22 +57,30 @@ def full(root: Path) -> bool:
     process = lacuna(root, "pretrain", RUN)
     while not resume_files(root) and process.poll() is None:
         time.sleep(0.01)
-    filler = root / "filler"
-    try:
-        with filler.open("wb") as file:
-            while True:
-                file.write(b"x" * 2**16)
-    except OSError:
-        began = time.monotonic()
-    _, errors = process.communicate(timeout=120)
-    seconds = time.monotonic() - began
-    filler.unlink()
+    seconds, errors = fill_until_it_ends(process, root / "filler")
     said = re.search(r"the disk is full: \S+resume\.pt needs .*? expected (\d+) bytes more", errors)
     good = (process.returncode == 4 and seconds <= LIMIT and said is not None and readable(resume_files(root)[0])
             and not list(root.rglob("*.tmp")))
     print(f"full: exit code {process.returncode} after {seconds:.1f} s, {said[1] if said else 'no'} bytes missing: "
           f"{'kept' if good else 'NOT KEPT ' + errors[-600:]}", flush=True)
     return good
+
+
+def fill_until_it_ends(process: subprocess.Popen[str], filler: Path) -> tuple[float, str]:
+    """Seconds from the first moment without a free byte to the command's end, and what it said.
+
+    A save frees the state before it, in which the next one finds room; so the filler takes what becomes free."""
+    began = None
+    with filler.open("wb", buffering=0) as file:
+        while process.poll() is None:
+            try:
+                file.write(b"x" * 2**16)
+            except OSError:
+                began = began or time.monotonic()
+                time.sleep(0.005)
+    seconds = time.monotonic() - (began or time.monotonic())
+    filler.unlink()
+    return seconds, process.communicate(timeout=10)[1]
 
 
 def closed(root: Path, folder: Path, told: str) -> bool:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from domains.publish import DiskFull
 from domains.store import open_prepared
 from models.encoder.transformer import Encoder
 from models.objectives.masked_autoencoder import MaskedAutoencoder
@@ -65,8 +66,9 @@ def test_time_and_disk_grow_with_steps_repeats_and_weights(tmp_path: Path) -> No
 def test_a_disk_that_is_too_small_is_refused_before_the_first_step(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "disk_free", lambda folder: 2**20)
-    with pytest.raises(TrainingFailed, match=r"disk: found 1 MB free, expected \d+ MB.*Remedy"):
+    with pytest.raises(DiskFull, match=r"disk: found 1 MB free, expected \d+ MB .* \d+ bytes more.*Remedy") as error:
         announce("trial", job(tmp_path), num_samples=32)
+    assert error.value.exit_code == 4
 
 
 def test_a_step_that_does_not_fit_into_memory_gives_advice_not_a_traceback(tmp_path: Path) -> None:
