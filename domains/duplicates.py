@@ -13,11 +13,12 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from domains.near_search import near_pairs
+from domains.near_search import BLOCK, Turn, near_pairs
 from domains.store import Prepared
 
 NEAR = {"xray": 0.99, "ct": 0.99, "multispectral": 0.99, "points": 0.9975}
@@ -40,7 +41,8 @@ MIN_OVERLAP = 0.01
 """Share of the smaller footprint from which on overlap is reported: resampling moves edges by a fraction of a pixel."""
 MAX_PAIRS = 100_000
 """No more of one sort are listed: a blank tile that occurs a thousand times makes half a million."""
-STACK_VALUES = 2**22
+STACK_VALUES = 2**19
+"""Values that are made thumbnails of at once, which takes some twenty bytes each."""
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -77,8 +79,8 @@ def find(prepared: Prepared, near: float | None = None, progress: Progress | Non
         found += [Leak(a, b, "near", score) for a, b, score in pairs if (a, b) not in same]
         same |= {(a, b) for a, b, _ in pairs}
         best: dict[tuple[int, int], float] = {}
-        for others in turned(vectors, prepared.contract.kind):
-            for a, b, score in near_leaks(rows, vectors, sides, near, others):
+        for turn in turns(vectors.shape[1], prepared.contract.kind):
+            for a, b, score in near_leaks(rows, vectors, sides, near, turn):
                 best[a, b] = max(score, best.get((a, b), 0.0))
         found += [Leak(a, b, "turned", score) for (a, b), score in best.items() if (a, b) not in same]
     found += [Leak(a, b, "overlap", share) for a, b, share in _overlap_leaks(footprints(prepared), sides)]
@@ -134,7 +136,9 @@ def signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarra
         some = signature(values, prepared.contract.unknown)
         vectors = vectors if vectors.size else np.zeros((len(prepared), some.shape[1]), np.float32)
         vectors[rows] = some
-    has = np.abs(vectors).sum(axis=1) > 0.5
+    has = np.zeros(len(vectors), bool)
+    for begin in range(0, len(vectors), BLOCK):
+        has[begin:begin + BLOCK] = np.abs(vectors[begin:begin + BLOCK]).sum(axis=1) > 0.5
     return (all_rows, vectors) if has.all() else (all_rows[has], vectors[has])
 
 
@@ -200,32 +204,36 @@ def _occupancy(clouds: np.ndarray) -> np.ndarray:
     return cells.astype(np.float32)
 
 
-def turned(vectors: np.ndarray, kind: str) -> Iterator[np.ndarray]:
-    """The signatures that the same n samples would have, had they been mirrored, turned by right angles (images) or
-    made a negative (films): as augmented copies that were saved to disk are."""
+def turns(num: int, kind: str) -> Iterator[Turn]:
+    """What makes, of signatures of `num` numbers, those that the samples would have, had they been mirrored, turned by
+    right angles (images) or made a negative (films): as augmented copies that were saved to disk are."""
     if kind == "points":
         return  # a cloud may be turned by any angle, and no signature of ours stands that
-    axes = 2 if vectors.shape[1] == CELLS[2] ** 2 else 3
-    grid = vectors.reshape(-1, *[CELLS[axes]] * axes)
+    axes = 2 if num == CELLS[2] ** 2 else 3
     flips = [tuple(axis + 1 for axis in range(axes) if chosen >> axis & 1) for chosen in range(2**axes)]
     for swapped in (False, True) if axes == 2 else (False,):
         for flipped in flips:
             if swapped or flipped:
-                other = np.flip(grid.swapaxes(1, 2) if swapped else grid, flipped)
-                yield np.ascontiguousarray(other.reshape(vectors.shape))
+                yield partial(_mirrored, axes=axes, swapped=swapped, flipped=flipped)
     if kind == "xray":
-        yield -vectors
+        yield np.negative
+
+
+def _mirrored(vectors: np.ndarray, axes: int, swapped: bool, flipped: tuple[int, ...]) -> np.ndarray:
+    grid = vectors.reshape(-1, *[CELLS[axes]] * axes)
+    other = np.flip(grid.swapaxes(1, 2) if swapped else grid, flipped)
+    return np.ascontiguousarray(other.reshape(vectors.shape))
 
 
 def near_leaks(rows: np.ndarray, vectors: np.ndarray, sides: np.ndarray, near: float,
-               others: np.ndarray | None = None) -> list[tuple[int, int, float]]:
+               turn: Turn | None = None) -> list[tuple[int, int, float]]:
     """Pairs of `rows` on different sides whose correlation is at least `near`, sorted.
 
     Args:
-        others: what one of a pair is compared by, from `turned`.
+        turn: what one of a pair is compared by, from `turns`.
     """
     pairs: list[tuple[int, int, float]] = []
-    for left, right, scores in near_pairs(vectors, sides[rows], near, others):
+    for left, right, scores in near_pairs(vectors, sides[rows], near, turn):
         pairs += [(*_ordered(int(rows[a]), int(rows[b]), sides), float(score))
                   for a, b, score in zip(left, right, scores, strict=True)]
         if len(pairs) > MAX_PAIRS:

@@ -82,8 +82,8 @@ def join(prepared: Prepared, groups: Sequence[str], ours: np.ndarray, near: floa
         rows, signatures = duplicates.signatures(prepared, progress)
         for left, right, score in near_pairs(signatures, codes[rows], near):
             forest.add(rows[left], rows[right], score, "near")
-        for others in duplicates.turned(signatures, prepared.contract.kind):
-            for left, right, score in near_pairs(signatures, codes[rows], near, others):
+        for turn in duplicates.turns(signatures.shape[1], prepared.contract.kind):
+            for left, right, score in near_pairs(signatures, codes[rows], near, turn):
                 forest.add(rows[left], rows[right], score, "turned")
     return _choose(names, codes, ours, forest.links)
 

@@ -9,7 +9,7 @@ that near, a pair fully only if its coordinates are. The search is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,12 @@ NUM_COORDINATES = 32
 MOST_AT_ONCE = 4
 """Leaves on the other side of one comparison: its 4 MB stay in a processor's cache."""
 
+BLOCK = 2048
+"""Vectors that are turned, projected or compared in full at once: copies of them then take a few MB, however many there
+are."""
+
+Turn = Callable[[np.ndarray], np.ndarray]
+"""Other pictures of the same samples, from their vectors: n S -> n S."""
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """a, b, correlation of some pairs."""
 
@@ -41,36 +47,44 @@ class _Leaves:
 
 
 def near_pairs(vectors: np.ndarray, sides: np.ndarray, near: float,
-               others: np.ndarray | None = None) -> Iterator[Found]:
+               turn: Turn | None = None) -> Iterator[Found]:
     """Pairs a < b on different sides whose correlation is at least `near`, some at a time.
 
     Args:
         vectors: n S float32, each of length 1.
         sides: n integers.
-        others: what b is compared by, where it is another picture of the same n samples (turned over, say).
+        turn: what b is compared by, where it is another picture of the same samples (turned over, say).
     """
     if len(vectors) < 2 or len(np.unique(sides)) < 2:
         return
     reach = float(np.sqrt(max(0.0, 2 - 2 * near))) + 1e-5
     directions = _principal(vectors)
-    left = _leaves(vectors @ directions)
-    right = left if others is None else _leaves(others @ directions)
+    left = _leaves(_projected(vectors, directions, None))
+    right = left if turn is None else _leaves(_projected(vectors, directions, turn))
     for i in range(len(left.low)):
         gaps = np.maximum(0, np.maximum(right.low - left.high[i], left.low[i] - right.high))
         close = np.flatnonzero((gaps**2).sum(axis=1) <= reach**2)
-        if others is None:
+        if turn is None:
             close = close[close >= i]
         for first in range(0, len(close), MOST_AT_ONCE):
-            found = _compare(left, i, right, close[first:first + MOST_AT_ONCE], sides, reach, others is None)
-            yield from _scored(*found, vectors, vectors if others is None else others, near)
+            found = _compare(left, i, right, close[first:first + MOST_AT_ONCE], sides, reach, turn is None)
+            yield from _scored(*found, vectors, turn, near)
 
 
 def _principal(vectors: np.ndarray) -> np.ndarray:
     """S NUM_COORDINATES: the directions in which a subset of the vectors differs most."""
     subset = vectors[::max(1, len(vectors) // 4096)].astype(np.float64)
-    centred = subset - subset.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)
+    subset -= subset.mean(axis=0)
+    _, directions = np.linalg.eigh(subset.T @ subset)
     return np.ascontiguousarray(directions[:, ::-1][:, :NUM_COORDINATES], dtype=np.float32)
+
+
+def _projected(vectors: np.ndarray, directions: np.ndarray, turn: Turn | None) -> np.ndarray:
+    coordinates = np.empty((len(vectors), directions.shape[1]), np.float32)
+    for begin in range(0, len(vectors), BLOCK):
+        block = vectors[begin:begin + BLOCK]
+        np.matmul(turn(block) if turn else block, directions, out=coordinates[begin:begin + BLOCK])
+    return coordinates
 
 
 def _leaves(coordinates: np.ndarray) -> _Leaves:
@@ -85,13 +99,16 @@ def _leaves(coordinates: np.ndarray) -> _Leaves:
         widest = int(np.argmax(inside.max(axis=0) - inside.min(axis=0)))
         ranked = np.argpartition(inside[:, widest], len(members) // 2)
         todo += [members[ranked[:len(members) // 2]], members[ranked[len(members) // 2:]]]
-    boxes = [coordinates[members] for members in parts]
-    order = np.concatenate(parts)
-    ordered = coordinates[order]
-    ones = np.ones((len(ordered), 1), np.float32)
-    halves = -0.5 * (ordered**2).sum(axis=1, keepdims=True)
-    return _Leaves(order, np.hstack([ordered, ones, halves]), np.cumsum([0, *map(len, parts)]), np.stack(
-        [box.min(axis=0) for box in boxes]), np.stack([box.max(axis=0) for box in boxes]))
+    starts = np.cumsum([0, *map(len, parts)])
+    num = coordinates.shape[1]
+    ordered = np.ones((len(coordinates), num + 2), np.float32)
+    low, high = np.empty((2, len(parts), num), np.float32)
+    for n, members in enumerate(parts):
+        leaf = coordinates[members]
+        low[n], high[n] = leaf.min(axis=0), leaf.max(axis=0)
+        ordered[starts[n]:starts[n + 1], :num] = leaf
+        ordered[starts[n]:starts[n + 1], -1] = -0.5 * (leaf**2).sum(axis=1)
+    return _Leaves(np.concatenate(parts), ordered, starts, low, high)
 
 
 def _compare(left: _Leaves, i: int, right: _Leaves, leaves: np.ndarray, sides: np.ndarray, reach: float,
@@ -110,10 +127,13 @@ def _compare(left: _Leaves, i: int, right: _Leaves, leaves: np.ndarray, sides: n
     return (np.minimum(first, second), np.maximum(first, second)) if same else (first, second)
 
 
-def _scored(a: np.ndarray, b: np.ndarray, vectors: np.ndarray, others: np.ndarray, near: float) -> Iterator[Found]:
+def _scored(a: np.ndarray, b: np.ndarray, vectors: np.ndarray, turn: Turn | None, near: float) -> Iterator[Found]:
     for begin in range(0, len(a), 65_536):
         left, right = a[begin:begin + 65_536], b[begin:begin + 65_536]
-        scores = np.einsum("ns,ns->n", vectors[left], others[right])
+        scores = np.empty(len(left), np.float32)
+        for first in range(0, len(left), BLOCK):
+            ours, theirs = vectors[left[first:first + BLOCK]], vectors[right[first:first + BLOCK]]
+            np.einsum("ns,ns->n", ours, turn(theirs) if turn else theirs, out=scores[first:first + BLOCK])
         hit = scores >= near
         if hit.any():
             yield left[hit], right[hit], scores[hit]

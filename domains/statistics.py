@@ -20,8 +20,10 @@ from domains.store import Prepared
 
 PERCENTILES = (0.5, 99.5)
 """Clip range of a channel whose settings leave it open (low or high is NaN)."""
+COUNTED_VALUES = 2**19
+"""Values that are counted at once, which takes eight bytes each."""
 CHUNK_VALUES = 2**22
-"""Values of one channel that are looked at at once: 16 MB of float32."""
+"""Values of float32 that are looked at at once: 16 MB."""
 SUBSET_VALUES = 2**21
 """Values of one float32 channel that percentiles are estimated from: their error is then far below a percent."""
 NO_VALUE = (0.0, 1.0)
@@ -86,8 +88,8 @@ def _channel(chunk: np.ndarray, c: int) -> np.ndarray:
     return (chunk[..., c] if chunk.ndim == 3 else chunk[:, c]).ravel()
 
 
-def _wrapped(prepared: Prepared, rows: np.ndarray, progress: Progress | None) -> Iterable[np.ndarray]:
-    stacks = prepared.stacks(rows, CHUNK_VALUES)
+def _wrapped(prepared: Prepared, rows: np.ndarray, max_values: int, progress: Progress | None) -> Iterable[np.ndarray]:
+    stacks = prepared.stacks(rows, max_values)
     return (values for _, values in (progress(stacks, len(rows)) if progress else stacks))
 
 
@@ -100,7 +102,7 @@ def _by_counting(prepared: Prepared, rows: np.ndarray,
     codes = np.dtype(f"u{dtype.itemsize}")
     num_codes = 2 ** (8 * dtype.itemsize)
     counts = np.zeros((len(contract.channels), num_codes), np.int64)
-    for chunk in _wrapped(prepared, rows, progress):
+    for chunk in _wrapped(prepared, rows, COUNTED_VALUES, progress):
         for c in range(len(counts)):
             counts[c] += np.bincount(_channel(chunk, c).view(codes), minlength=num_codes)
     values = np.arange(num_codes, dtype=codes).view(dtype).astype(np.float64)
@@ -136,7 +138,7 @@ def _by_two_passes(prepared: Prepared, rows: np.ndarray,
         channels = _ranges(prepared, rows)
     unknown = prepared.contract.unknown
     sums = np.zeros((len(channels), 3))
-    for chunk in _wrapped(prepared, rows, progress):
+    for chunk in _wrapped(prepared, rows, CHUNK_VALUES, progress):
         for c, channel in enumerate(channels):
             sums[c] = _merge(sums[c], np.clip(_known(_channel(chunk, c), unknown), channel.low, channel.high))
     found = [_with_moments(channel, mean, squares / count) if count else _unmeasured(channel)

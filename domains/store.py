@@ -31,8 +31,8 @@ from domains.shards import Shards, fingerprint, npy_header
 
 MAX_SHARD_BYTES = 256 * 2**20
 """Large enough that a million samples are a few hundred files, small enough to copy and check one at a time."""
-ROWS_PER_WRITE = 8192
-"""Index rows kept in memory before they go to the parquet file."""
+ROWS_PER_WRITE = 2048
+"""Index rows kept in memory, as Python objects of 2 kB each, before they go to the parquet file."""
 LEAKS = "leaks.csv"
 """Pairs of samples across splits that hold the same content or ground; see domains/duplicates.py."""
 
