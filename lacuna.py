@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +40,9 @@ for _name in ("models", "domains", "pipelines"):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `lacuna`; returns its exit code."""
     from pipelines.cli import main as command
+
+    # At its end Python looks for cycles among the million objects of torch: 1.5 s in which nobody gets anything
+    atexit.register(gc.freeze)
     return command(sys.argv[1:] if arguments is None else list(arguments))
 
 
