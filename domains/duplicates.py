@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from domains.mapped import leave, on_disk
 from domains.near_search import BLOCK, Turn, near_pairs
 from domains.store import Prepared
 
@@ -134,12 +135,20 @@ def signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarra
     vectors = np.zeros((0, 0), np.float32)
     for rows, values in stacks:
         some = signature(values, prepared.contract.unknown)
-        vectors = vectors if vectors.size else np.zeros((len(prepared), some.shape[1]), np.float32)
+        vectors = vectors if vectors.size else on_disk(len(prepared), some.shape[1])
         vectors[rows] = some
+        leave(vectors)
+        leave(prepared.values(int(rows[-1])))  # its shard
     has = np.zeros(len(vectors), bool)
     for begin in range(0, len(vectors), BLOCK):
         has[begin:begin + BLOCK] = np.abs(vectors[begin:begin + BLOCK]).sum(axis=1) > 0.5
-    return (all_rows, vectors) if has.all() else (all_rows[has], vectors[has])
+        leave(vectors)
+    kept = all_rows[has]
+    for begin in range(0, len(kept), BLOCK):  # to the front, where nothing is overwritten that is still to be moved
+        some_rows = kept[begin:begin + BLOCK]
+        if some_rows[-1] >= begin + len(some_rows):
+            vectors[begin:begin + len(some_rows)] = vectors[some_rows]
+    return kept, vectors[:len(kept)]
 
 
 def signature(values: np.ndarray, unknown: float | None) -> np.ndarray:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from domains.mapped import leave
+
 LEAF = 512
 """Vectors that are compared at once: large enough for the matrix product, small enough that boxes tell much."""
 NUM_COORDINATES = 32
@@ -74,6 +76,7 @@ def near_pairs(vectors: np.ndarray, sides: np.ndarray, near: float,
 def _principal(vectors: np.ndarray) -> np.ndarray:
     """S NUM_COORDINATES: the directions in which a subset of the vectors differs most."""
     subset = vectors[::max(1, len(vectors) // 4096)].astype(np.float64)
+    leave(vectors)
     subset -= subset.mean(axis=0)
     _, directions = np.linalg.eigh(subset.T @ subset)
     return np.ascontiguousarray(directions[:, ::-1][:, :NUM_COORDINATES], dtype=np.float32)
@@ -84,6 +87,7 @@ def _projected(vectors: np.ndarray, directions: np.ndarray, turn: Turn | None) -
     for begin in range(0, len(vectors), BLOCK):
         block = vectors[begin:begin + BLOCK]
         np.matmul(turn(block) if turn else block, directions, out=coordinates[begin:begin + BLOCK])
+        leave(vectors)
     return coordinates
 
 

@@ -39,7 +39,7 @@ class Refused(Exception):
     because it is written to quarantine.csv and to the logs, where patient data must never go."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestRow:
     """One line of a manifest, after the run's column names have been applied."""
 

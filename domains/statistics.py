@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from domains.contract import Channel, Contract
+from domains.mapped import leave
 from domains.store import Prepared
 
 PERCENTILES = (0.5, 99.5)
@@ -88,9 +89,11 @@ def _channel(chunk: np.ndarray, c: int) -> np.ndarray:
     return (chunk[..., c] if chunk.ndim == 3 else chunk[:, c]).ravel()
 
 
-def _wrapped(prepared: Prepared, rows: np.ndarray, max_values: int, progress: Progress | None) -> Iterable[np.ndarray]:
+def _wrapped(prepared: Prepared, rows: np.ndarray, max_values: int, progress: Progress | None) -> Iterator[np.ndarray]:
     stacks = prepared.stacks(rows, max_values)
-    return (values for _, values in (progress(stacks, len(rows)) if progress else stacks))
+    for some, values in (progress(stacks, len(rows)) if progress else stacks):
+        yield values
+        leave(prepared.values(int(some[-1])))  # its shard
 
 
 # ---- one- and two-byte types ----

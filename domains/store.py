@@ -255,10 +255,12 @@ class Prepared:
     def column(self, name: str) -> list[Any]:
         """A column of the index (key, group, split, source, sha256, file_sha256, facts as dicts, ...) as a list."""
         if name not in self._columns:
-            self._columns[name] = self._arrow(name).to_pylist()
-            if name == "facts":
-                self._columns[name] = [json.loads(text) for text in self._columns[name]]
+            self._columns[name] = list(self.facts()) if name == "facts" else self._arrow(name).to_pylist()
         return self._columns[name]
+
+    def facts(self) -> Iterator[dict[str, Any]]:
+        """The facts of every sample, one after the other: all at once they take 1 kB each."""
+        return (json.loads(text.as_py()) for text in self._arrow("facts"))
 
     def labels(self, task: str) -> np.ndarray:
         """float32 n k: a class index (single_label) or one number per column; NaN where unknown. Not to be written to:

@@ -39,7 +39,7 @@ def summarise(prepared: Prepared, leaks: Sequence[Leak], said: Sequence[str]) ->
         "gaps": gaps(prepared),
         "tasks": {name: _label_counts(prepared, name) for name in prepared.contract.tasks},
         "leaks": leak_counts(prepared, leaks),
-        "text_lines": sum(bool(facts.get("text_lines")) for facts in prepared.column("facts")),
+        "text_lines": sum(bool(facts.get("text_lines")) for facts in prepared.facts()),
         "said": list(said),
     }
 
@@ -50,7 +50,7 @@ def gaps(prepared: Prepared) -> dict[str, dict[str, int]]:
     if prepared.contract.kind != "multispectral":
         return {}
     counts: dict[str, Counter[str]] = {name: Counter() for name in prepared.contract.names}
-    for facts in prepared.column("facts"):
+    for facts in prepared.facts():
         for name in set(prepared.contract.names) - set(facts.get("bands", prepared.contract.names)):
             counts[name]["missing"] += 1
         for name in facts.get("dead_bands", ()):

@@ -166,3 +166,14 @@ def test_the_table_lists_keys_and_splits(tmp_path: Path) -> None:
     prepared = write(tmp_path, [scene(0)[None]] * 2, ["test", "train"])
     table = duplicates.table(prepared, duplicates.find(prepared))
     assert table.splitlines() == ["key_a,split_a,key_b,split_b,what,score", "1,train,0,test,exact,1.00000"]
+
+
+def test_samples_without_contrast_leave_the_others_their_own_signatures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    samples = [np.full((1, 16, 16), 9, np.uint8) if i % 3 == 0 else rng.integers(0, 255, (1, 16, 16), dtype=np.uint8)
+               for i in range(5000)]
+    prepared = write(tmp_path, samples, ["train"] * 5000)
+    rows, vectors = duplicates.signatures(prepared, None)
+    assert rows.tolist() == [i for i in range(5000) if i % 3]
+    expected = duplicates.signature(np.stack(samples), None)[rows]
+    assert np.array_equal(vectors, expected)
