@@ -91,18 +91,22 @@ def load(path: Path) -> Contract:
 
 
 def from_dict(raw: dict[str, Any]) -> Contract:
-    """The inverse of dataclasses.asdict, with the version checked first."""
+    """The inverse of dataclasses.asdict, with the version checked first. Raises ValueError."""
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"contract format: found version {version}, expected {FORMAT_VERSION}. "
                          "Run `lacuna ingest` again with this release, or use the release that wrote it.")
-    return Contract(**{
-        **raw,
-        "channels": tuple(Channel(**channel) for channel in raw["channels"]),
-        "size": tuple(raw["size"]),
-        "spacing": None if raw["spacing"] is None else tuple(raw["spacing"]),
-        "tasks": {name: _task(task) for name, task in raw["tasks"].items()},
-    })
+    try:
+        return Contract(**{
+            **raw,
+            "channels": tuple(Channel(**channel) for channel in raw["channels"]),
+            "size": tuple(raw["size"]),
+            "spacing": None if raw["spacing"] is None else tuple(raw["spacing"]),
+            "tasks": {name: _task(task) for name, task in raw["tasks"].items()},
+        })
+    except (TypeError, KeyError, AttributeError) as error:  # keys that are missing or strange, values of another kind
+        raise ValueError(f"contract: found something else ({type(error).__name__}), expected what `lacuna ingest` "
+                         "writes. It was changed or is damaged. Remedy: copy or make it again.") from error
 
 
 def _task(raw: dict[str, Any]) -> Task:

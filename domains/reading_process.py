@@ -33,8 +33,10 @@ class Child:
         kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         # One thread per child: the pool is the parallelism, and each BLAS thread would take address space.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        places = json.dumps([os.path.abspath(place) for place in sys.path])
+        # -P: a json.py in the folder where the user stands is not what START imports.
         self.process = subprocess.Popen(
-            [sys.executable, "-B", "-c", worker.START, json.dumps([os.path.abspath(place) for place in sys.path])],
+            [sys.executable, "-B", "-P", "-c", worker.START, places],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**kept, **threads})
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout

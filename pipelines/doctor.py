@@ -146,7 +146,7 @@ def _library(library: Library) -> Finding:
 
 def import_fault(module: str) -> str:
     """Why a module cannot be imported, with the remedy; empty when it can. It is tried in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
+    command = [sys.executable, "-P", "-W", "ignore", "-c", f"import {module}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -203,7 +203,7 @@ def torch_and_devices() -> list[Finding]:
     """What torch computes on, and in which precision."""
     if not _version("torch"):
         return [Finding("fault", "no torch, see above")]
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _ASK_TORCH], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", _ASK_TORCH], capture_output=True, text=True,
                           timeout=IMPORT_SECONDS, check=False)
     if done.returncode != 0:
         return [Finding("fault", f"torch cannot multiply two matrices: {explain_import_error(done.stderr)}")]

@@ -160,7 +160,7 @@ class Server:
         shutil.copyfile(database, copy)
         log.warning("tracking: %s was written by an older MLflow; it is upgraded, and %s keeps it as it was.",
                     DATABASE, copy.name)
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", self.store.uri]
+        command = [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", self.store.uri]
         subprocess.run(command, check=True, capture_output=True)
 
     @contextlib.contextmanager

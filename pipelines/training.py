@@ -7,6 +7,7 @@ state is the step, the weights and the optimiser: a killed run that resumes ends
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
@@ -168,13 +169,12 @@ def fit(job: Job) -> int:
     """Train `job.model` in place. Returns the number of steps done (fewer when `watch` stopped it).
 
     Raises:
+        ValueError: the resume state cannot be read.
         NotFinite: on losses or gradients that are not finite, again and again.
         DiskFull, Unwritable: the resume state cannot be saved; the last one is kept.
     """
     machine, plan = job.machine, job.optimisation
-    resumed = None
-    if job.resume and job.resume.exists():
-        resumed = torch.load(job.resume, map_location="cpu", weights_only=True)
+    resumed = _left_by_a_killed_run(job.resume) if job.resume and job.resume.exists() else None
     start = 0 if resumed is None else int(resumed["step"])
     if resumed is not None:
         job.model.load_state_dict(resumed["model"])
@@ -235,6 +235,16 @@ class _Ranked:
         """End the thread that reads ahead, where there is one."""
         if self.begun is not None:
             self.begun.close()
+
+
+def _left_by_a_killed_run(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: found no resume state that can be read ({type(error).__name__}), expected tensors "
+                         "and numbers. It is damaged, or of another program. Remedy: remove it; the run then begins anew."
+                         ) from error
+    return state
 
 
 def make_trainer(machine: Machine, plan: Optimisation, steps: int) -> lightning.Trainer:

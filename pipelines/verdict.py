@@ -242,8 +242,8 @@ def _in_processes(name: str, count: int, root: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "LACUNA_TRACKING": "off"}
         if gpus := _gpus():
             environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
-        children.append(subprocess.Popen([sys.executable, "-m", "lacuna", "verdict", name, "--cells", f"{i}/{count}"],
-                                         cwd=root, env=environment))
+        children.append(subprocess.Popen([sys.executable, "-P", "-m", "lacuna", "verdict", name, "--cells",
+                                          f"{i}/{count}"], cwd=root, env=environment))
     failed = [child.args for child in children if child.wait() != 0]
     if failed:
         print(f"verdict {name}: {len(failed)} of {count} processes ended early; their cells are trained here.")
