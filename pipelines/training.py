@@ -242,7 +242,7 @@ def _left_by_a_killed_run(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: found no resume state that can be read ({type(error).__name__}), expected tensors "
-                         "and numbers. It is damaged, or of another program. Remedy: remove it; the run then begins anew."
+                         "and numbers. It is damaged, or not ours. Remedy: remove it; the run then begins anew."
                          ) from error
     return state
 

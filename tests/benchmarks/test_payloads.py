@@ -22,6 +22,16 @@ def test_the_program_in_the_payloads_runs_where_it_is_let(tmp_path: Path) -> Non
     assert b"system" in payload_files.plain_pickle(tmp_path) and b"system" in payload_files.old_torch_pickle(tmp_path)
 
 
+def test_a_resume_state_that_carries_a_program_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    from pipelines.training import _left_by_a_killed_run
+
+    for content in (payload_files.torch_pickle, payload_files.old_torch_pickle, payload_files.plain_pickle):
+        (tmp_path / "resume.pt").write_bytes(content(tmp_path / "canary"))
+        with pytest.raises(ValueError, match=r"no resume state that can be read .* Remedy: remove it"):
+            _left_by_a_killed_run(tmp_path / "resume.pt")
+    assert not (tmp_path / "canary").exists()
+
+
 def test_a_reading_process_imports_nothing_from_the_folder_where_the_user_stands(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.faults.seeds import FILMS

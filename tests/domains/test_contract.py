@@ -24,6 +24,12 @@ def test_a_contract_survives_being_saved(tmp_path):
     assert contracts.load(tmp_path / "contract.json") == contract
 
 
+def test_a_contract_of_other_keys_is_refused_in_a_sentence(tmp_path):
+    raw = {**dataclasses.asdict(bands("B2")), "channels": [{"kind": "os.system"}]}
+    with pytest.raises(ValueError, match=r"contract: found something else \(TypeError\), expected .* Remedy"):
+        contracts.from_dict(raw)
+
+
 def test_the_same_contract_passes_silently():
     assert enforce(bands("B2", "B3"), bands("B2", "B3")) == []
 
