@@ -17,7 +17,6 @@ from pathlib import Path
 from domains.publish import write_text
 
 SEAL = "SHA256SUMS"
-BLOCK = 2**20
 _LAST = "# seal "
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 
@@ -82,11 +81,8 @@ def hash_files(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def hash_file(path: Path) -> str:
     """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damaged(folder: Path, seal: Seal, names: Iterable[str] | None = None,
@@ -96,7 +92,8 @@ def damaged(folder: Path, seal: Seal, names: Iterable[str] | None = None,
     Args:
         names: which of the sealed files to look at. None: all.
     """
-    names = [name for name in seal.hashes if names is None or name in set(names)]
+    wanted = set(seal.hashes if names is None else names)
+    names = [name for name in seal.hashes if name in wanted]
     there = [name for name in names if (folder / name).is_file()]
     hashed = hash_files(folder, there)
     other = [name for name, found in (progress(hashed, len(there)) if progress else hashed)

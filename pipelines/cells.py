@@ -8,7 +8,6 @@ Legend: n test rows, K outputs.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pipelines import finetune
 from pipelines.batches import Source, domain_code
 from pipelines.finetune import FinetuneRun, build_augment
 from pipelines.label_budget import labelled_rows
-from pipelines.resume import REPOSITORY, Work
+from pipelines.resume import REPOSITORY, Work, hash_of_sources
 from pipelines.settings import fingerprint
 from pipelines.starts import Start
 from pipelines.temperature import probabilities
@@ -65,11 +64,7 @@ def code_of(domain: str) -> str:
     """Short hash of the code that decides what a cell says: the same in every process, whatever it has loaded."""
     files = [REPOSITORY / "pipelines" / f"{name}.py" for name in CODE]
     files += [REPOSITORY / "domains" / domain / f"{name}.py" for name in ("augment", "dataset")]
-    files += [*(REPOSITORY / "domains").glob("*.py"), *(REPOSITORY / "models").rglob("*.py")]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(str(file.relative_to(REPOSITORY)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
+    return hash_of_sources([*files, *(REPOSITORY / "domains").glob("*.py"), *(REPOSITORY / "models").rglob("*.py")])
 
 
 def place(home: Path, cell: Cell, prepared: Prepared, start: Start, code: str) -> Path:
@@ -113,9 +108,14 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
                "trained": best.trained, "weights": best.weights, "rows": len(train),
                "groups": len({groups[row] for row in train})}
     with folder_in_the_making(folder) as making:
-        content = io.BytesIO()
-        np.save(content, predicted, allow_pickle=False)
-        write_bytes(making / "predicted.npy", content.getvalue())
+        write_bytes(making / "predicted.npy", npy(predicted))
         write_text(making / "cell.json", json.dumps(numbers))
     work.finish()
     return Told(predicted, numbers)
+
+
+def npy(values: np.ndarray) -> bytes:
+    """An array as the bytes of an .npy file."""
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    return content.getvalue()

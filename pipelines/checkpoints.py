@@ -72,7 +72,7 @@ def write_parts(folder: Path, parts: Mapping[str, Part], contract: Contract, rec
     save_file(weights, folder / WEIGHTS)
     sync_file(folder / WEIGHTS)
     contracts.save(contract, folder / CONTRACT)
-    record = {"format_version": FORMAT_VERSION, "weights_sha256": sha256(folder / WEIGHTS), **plain(record)}
+    record = {"format_version": FORMAT_VERSION, "weights_sha256": seal.hash_file(folder / WEIGHTS), **plain(record)}
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     seal.write(folder)
     sync_folder(folder)
@@ -138,11 +138,6 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
         raise CheckpointError(f"{what}: missing {missing or 'none'}, not expected {strange or 'none'}, other shape "
                               f"{unlike or 'none'}. Expected exactly the weights that its settings describe.")
     module.load_state_dict(dict(weights), strict=True)
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    return seal.hash_file(path)
 
 
 def state_hash(module: nn.Module) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 from domains.contract import Channel, Contract
 from domains.publish import folder_in_the_making, write_text
+from domains.seal import hash_file
 from models.encoder.adapt_weights import resize_patch, set_channels
 from models.published.families import FAMILIES, translate
 from models.published.rebuild import Rebuilt, build, num_outputs, rebuild
 from models.published.translation import CannotImport, Channels, Published, Translation
-from pipelines.checkpoints import RECORD, fill, part_weights, read_record, sha256, write_parts
+from pipelines.checkpoints import RECORD, fill, part_weights, read_record, write_parts
 from pipelines.import_report import full
 from pipelines.open_published import Given, open_published, readings
 from pipelines.settings import plain
@@ -77,7 +78,7 @@ def import_file(path: Path, out: Path, family: str = "auto", given: Mapping[str,
               **({} if made.encoder is None else {"encoder": plain(made.encoder.settings)}),
               "num_channels": found.num_channels if made.encoder is None else made.encoder.num_channels,
               "num_outputs": num_outputs(found),
-              "provenance": {"file": path.name, "file_sha256": sha256(path), "family": found.family,
+              "provenance": {"file": path.name, "file_sha256": hash_file(path), "family": found.family,
                              "licence": found.licence, "wrappers": list(file.wrappers), "args": file.args,
                              "given": dict(given or {}), "patch": list(patch), "new_channels": list(new_channels),
                              "notes": notes},

@@ -27,6 +27,7 @@ from domains import contract as contracts
 from domains.contract import Contract
 from domains.quarantine import Limits, Outcome, Reader, fault, read_all
 from domains.sample import ManifestRow
+from domains.seal import hash_file
 from models.adapters.token_merging import merge_tokens
 from models.encoder.flexible_patches import check_sizes, cut_at
 from models.encoder.patches import Features
@@ -175,7 +176,7 @@ def open_checkpoint(folder: str | Path, device: str = "auto", need_head: bool = 
     """
     folder = Path(folder)
     record = checkpoints.read_record(folder)
-    found = checkpoints.sha256(folder / checkpoints.WEIGHTS)
+    found = hash_file(folder / checkpoints.WEIGHTS)
     if found != record["weights_sha256"]:
         raise checkpoints.CheckpointError(
             f"{folder}/{checkpoints.WEIGHTS}: found sha256 {found[:12]}, expected {record['weights_sha256'][:12]}. The "

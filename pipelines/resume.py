@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,15 @@ def project_files() -> list[Path]:
 
 
 def code_hash() -> str:
-    """Short hash of those files."""
+    """Short hash of those files, without the ones that only show."""
+    return hash_of_sources([file for file in project_files()
+                            if file.parent.name != "pipelines" or file.stem not in _SHOWN_ONLY])
+
+
+def hash_of_sources(files: Iterable[Path]) -> str:
+    """Short hash over names and contents of source files of the project."""
     digest = hashlib.sha256()
-    for file in project_files():
-        if file.parent.name == "pipelines" and file.stem in _SHOWN_ONLY:
-            continue
+    for file in sorted(files):
         digest.update(str(file.relative_to(REPOSITORY)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -21,7 +21,7 @@ from domains.publish import folder_in_the_making, write_bytes, write_text
 from domains.splits import assert_no_group_is_cut, pseudonyms_of
 from domains.store import Prepared, open_prepared
 from pipelines import metrics, tracking, verdict_report
-from pipelines.cells import Cell, Told, code_of, compute, known, place
+from pipelines.cells import Cell, Told, code_of, compute, known, npy, place
 from pipelines.checkpoints import is_scratch
 from pipelines.evaluate import Leak, groups_seen
 from pipelines.finetune import FinetuneRun, resolve_start
@@ -127,23 +127,24 @@ def run(name: str, settings: VerdictRun, root: Path, share: tuple[int, int] | No
     """
     prepared = open_prepared(root / "data/prepared" / settings.data)
     runs = tunings(name, settings)
-    starts = {arm: resolve_start(_started(next(iter(runs.values())), start), prepared.contract, root)
+    whole = next(iter(runs.values()))
+    starts = {arm: resolve_start(dataclasses.replace(whole, start=start), prepared.contract, root)
               for arm, start in settings.arms.starts.items()}
     refuse_leaks(prepared, settings, starts)
     cells = plan(settings, runs)
     folders = _places(cells, settings, prepared, starts, root)
     if share is not None:
-        _train(cells[share[0]::share[1]], folders, prepared, settings, starts, f"{name} {share[0] + 1}/{share[1]}")
-        return {"cells": len(cells[share[0]::share[1]])}
+        mine = cells[share[0]::share[1]]
+        _train(mine, folders, prepared, starts, f"{name} {share[0] + 1}/{share[1]}")
+        return {"cells": len(mine)}
     inputs = {f"data/prepared/{settings.data}": prepared.digest, **dict.fromkeys(settings.arms.starts.values())}
     with tracking.open_run(stage="verdict", name=name, root=root, settings=plain(settings), domain=settings.domain,
                            inputs=inputs) as tracked:
         if settings.processes > 1:
             _in_processes(name, settings.processes, root)
-        _train(cells, folders, prepared, settings, starts, name)
-        told = {cell: _must_be_known(folders[cell]) for cell in cells}
+        told = _train(cells, folders, prepared, starts, name)
         answer = answer_of(name, settings, prepared, told, root, starts)
-        _publish(answer, cells, told, prepared, settings, root, tracked)
+        _publish(answer, told, root, tracked)
     return answer.headlines()
 
 
@@ -172,10 +173,6 @@ def tunings(name: str, settings: VerdictRun) -> dict[str, FinetuneRun]:
         raise ValueError(f"verdict.{name}.adaptations: found {first} first, which does not train everything, expected "
                          "one that does: the arm from scratch is tuned by the first. Put `full: {}` in front.")
     return runs
-
-
-def _started(run: FinetuneRun, start: str) -> FinetuneRun:
-    return dataclasses.replace(run, start=start)
 
 
 def plan(settings: VerdictRun, runs: dict[str, FinetuneRun]) -> list[Cell]:
@@ -224,14 +221,17 @@ def _start_of(cell: Cell, starts: dict[str, Start]) -> Start:
     return starts.get(cell.way.split(" ")[0], starts["pretrained"])
 
 
-def _train(cells: list[Cell], folders: dict[Cell, Path], prepared: Prepared, settings: VerdictRun,
-           starts: dict[str, Start], title: str) -> None:
-    missing = [cell for cell in cells if known(folders[cell]) is None]
+def _train(cells: list[Cell], folders: dict[Cell, Path], prepared: Prepared, starts: dict[str, Start],
+           title: str) -> dict[Cell, Told]:
+    """What every cell says, in order; those that are missing are trained."""
+    found = {cell: known(folders[cell]) for cell in cells}
+    missing = [cell for cell, told in found.items() if told is None]
     if len(missing) < len(cells):
         print(f"verdict {title}: {len(cells) - len(missing)} of {len(cells)} cells are there already")
     for cell in tqdm(missing, desc=f"verdict {title}", unit="cell", leave=False,
                      mininterval=0.5 if sys.stderr.isatty() else 30):
-        compute(cell, folders[cell], prepared, _start_of(cell, starts))
+        found[cell] = compute(cell, folders[cell], prepared, _start_of(cell, starts))
+    return {cell: told for cell, told in found.items() if told is not None}
 
 
 def _in_processes(name: str, count: int, root: Path) -> None:
@@ -253,12 +253,6 @@ def _gpus() -> list[str]:
     import torch
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [one for one in given.split(",") if one] or [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _must_be_known(folder: Path) -> Told:
-    told = known(folder)
-    assert told is not None, f"{folder} was computed above"
-    return told
 
 
 # ---- answers ----
@@ -334,16 +328,15 @@ def _recipe(name: str, settings: VerdictRun, told: dict[Cell, Told]) -> tuple[st
     return best, {name: paragraph}
 
 
-def _publish(answer: Answer, cells: list[Cell], told: dict[Cell, Told], prepared: Prepared, settings: VerdictRun,
-             root: Path, tracked: Any) -> None:
+def _publish(answer: Answer, told: dict[Cell, Told], root: Path, tracked: Any) -> None:
     """Predictions of every cell, and the report."""
     with folder_in_the_making(root / "artifacts/verdict" / answer.name) as making:
         lines = ["way,budget,seed,learning_rate,val_loss,groups,seconds"]
-        for number, cell in enumerate(cells):
-            one = told[cell].numbers
+        for number, (cell, each) in enumerate(told.items()):
+            one = each.numbers
             lines.append(f"{cell.way.replace(',', '')},{cell.budget:g},{cell.seed},{one['learning_rate']:g},"
                          f"{one['val_loss']:.6g},{one['groups']},{one['seconds']:.1f}")
-            write_bytes(making / f"cell-{number:04d}.npy", verdict_report.npy(told[cell].predicted))
+            write_bytes(making / f"cell-{number:04d}.npy", npy(each.predicted))
         write_text(making / "cells.csv", "\n".join(lines) + "\n")
     reports = root / "reports/verdict" / answer.name
     reports.mkdir(parents=True, exist_ok=True)

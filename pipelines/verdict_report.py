@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -216,10 +215,3 @@ on validation rows.</p>
 <h2>Recipe</h2><pre>{html.escape(recipe)}</pre>
 </body></html>
 """
-
-
-def npy(values: np.ndarray) -> bytes:
-    """An array as the bytes of an .npy file."""
-    content = io.BytesIO()
-    np.save(content, values, allow_pickle=False)
-    return content.getvalue()

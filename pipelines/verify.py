@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from domains import contract as contracts
 from domains import duplicates, integrity, seal, statistics
 from domains.contract import Contract
-from domains.seal import DamagedData, Seal
+from domains.seal import DamagedData, Seal, hash_file
 from domains.store import LEAKS, Prepared
-from pipelines.checkpoints import RECORD, WEIGHTS, load_encoder, read_record, sha256
+from pipelines.checkpoints import RECORD, WEIGHTS, load_encoder, read_record
 from pipelines.ingest import bar, by_samples, domain_reader
 from pipelines.settings import build
 from pipelines.tuned_checkpoints import load_tuned
@@ -267,7 +267,7 @@ def checkpoint_verdict(folder: Path, root: Path) -> Verdict:
         sealed = seal.read(folder)
         verdict.faults += seal.damaged(folder, sealed) if sealed else []
         record = read_record(folder)
-        if sha256(folder / WEIGHTS) != record.get("weights_sha256"):
+        if hash_file(folder / WEIGHTS) != record.get("weights_sha256"):
             verdict.faults.append(f"{WEIGHTS}: found another hash than {RECORD} has")
         if "encoder" in record and "adapter" not in record:
             (load_tuned if record.get("kind") == "tuned" else load_encoder)(folder)

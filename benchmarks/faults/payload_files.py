@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from domains import seal
+from domains.seal import hash_file
 from pipelines import checkpoints
 from tests.pipelines.published_files import Calls, mae_tensors
 
@@ -107,7 +108,7 @@ def _weights(root: Path, canary: Path) -> None:
     for folder in (root / PRETRAINED, root / TUNED):
         (folder / checkpoints.WEIGHTS).write_bytes(torch_pickle(canary))
         record = json.loads((folder / checkpoints.RECORD).read_text())
-        record["weights_sha256"] = checkpoints.sha256(folder / checkpoints.WEIGHTS)
+        record["weights_sha256"] = hash_file(folder / checkpoints.WEIGHTS)
         (folder / checkpoints.RECORD).write_text(json.dumps(record))
         _sealed_again(folder)
 

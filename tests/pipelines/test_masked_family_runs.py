@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from domains import contract as contracts
+from domains.seal import hash_file
 from domains.store import open_prepared
 from pipelines import pretrain
-from pipelines.checkpoints import load_encoder, read_record, sha256
+from pipelines.checkpoints import load_encoder, read_record
 from pipelines.pretrain import PretrainRun, group_hashes
 from pipelines.settings import SettingsError, build
 from tests.fabricate import TOKENIZERS, prepare, pretrain_settings
@@ -70,12 +71,12 @@ def test_a_student_learns_from_a_checkpoint_and_records_it(tmp_path: Path, kind:
     large = {"tokenizer": TOKENIZERS[kind], "size": {"width": 32, "depth": 4, "num_heads": 4}}
     stage(tmp_path, "teacher", kind, encoder=large)
     folder = tmp_path / "artifacts/pretrain/teacher"
-    before = sha256(folder / "weights.safetensors")
+    before = hash_file(folder / "weights.safetensors")
     objective = {**pretrain_settings(kind)["objective"], "kind": "distillation", "match": match}  # type: ignore[dict-item]
     record = stage(tmp_path, "student", kind, objective=objective, teacher="artifacts/pretrain/teacher")
     assert record["provenance"]["teacher"] == "artifacts/pretrain/teacher"
     assert record["provenance"]["teacher_sha256"] == read_record(folder)["weights_sha256"]
-    assert sha256(folder / "weights.safetensors") == before
+    assert hash_file(folder / "weights.safetensors") == before
     from safetensors import safe_open
     with safe_open(tmp_path / "artifacts/pretrain/student/weights.safetensors", framework="pt") as file:
         parts = {name.split(".")[0] for name in file.keys()}  # .keys(): the file is no mapping
