@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from domains.mapped import leave, on_disk
-from domains.near_search import BLOCK, Turn, near_pairs
+from domains.near_search import BLOCK, Search, Turn, near_pairs
 from domains.store import Prepared
 
 NEAR = {"xray": 0.99, "ct": 0.99, "multispectral": 0.99, "points": 0.9975}
@@ -46,6 +46,8 @@ STACK_VALUES = 2**19
 """Values that are made thumbnails of at once, which takes some twenty bytes each."""
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+Signed = tuple[np.ndarray, Search]
+"""Rows that have a signature, and a search of their signatures."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class Leak:
     """1, the correlation, or the share of the smaller footprint."""
 
 
-def find(prepared: Prepared, near: float | None = None, progress: Progress | None = None) -> list[Leak]:
+def find(prepared: Prepared, near: float | None = None, progress: Progress | None = None,
+         signed: Signed | None = None) -> list[Leak]:
     """Every pair of samples in different splits that repeat each other, except train with unlabelled, which no score
     depends on. Sorted by kind, then by row.
 
     Args:
         near: correlation from which on samples are near duplicates. None: NEAR of this kind of data; above 1: none.
+        signed: what `signatures` gave for these samples, where somebody has it already.
     """
     near = NEAR[prepared.contract.kind] if near is None else near
     sides = _sides(prepared)
@@ -75,13 +79,13 @@ def find(prepared: Prepared, near: float | None = None, progress: Progress | Non
     found = [Leak(a, b, "exact", 1.0) for a, b in exact]
     same = set(exact)
     if near <= 1:
-        rows, vectors = signatures(prepared, progress)
-        pairs = near_leaks(rows, vectors, sides, near)
+        rows, search = signed or signatures(prepared, progress)
+        pairs = near_leaks(rows, search, sides, near)
         found += [Leak(a, b, "near", score) for a, b, score in pairs if (a, b) not in same]
         same |= {(a, b) for a, b, _ in pairs}
         best: dict[tuple[int, int], float] = {}
-        for turn in turns(vectors.shape[1], prepared.contract.kind):
-            for a, b, score in near_leaks(rows, vectors, sides, near, turn):
+        for turn in turns(search.vectors.shape[1], prepared.contract.kind):
+            for a, b, score in near_leaks(rows, search, sides, near, turn):
                 best[a, b] = max(score, best.get((a, b), 0.0))
         found += [Leak(a, b, "turned", score) for (a, b), score in best.items() if (a, b) not in same]
     found += [Leak(a, b, "overlap", share) for a, b, share in _overlap_leaks(footprints(prepared), sides)]
@@ -126,8 +130,9 @@ def _ordered(a: int, b: int, sides: np.ndarray) -> tuple[int, int]:
 
 # ---- near ----
 
-def signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that have a signature, and their signatures n S of length 1. A sample without contrast has none."""
+def signatures(prepared: Prepared, progress: Progress | None) -> Signed:
+    """Rows that have a signature, and a search of their signatures n S of length 1. A sample without contrast has
+    none."""
     all_rows = np.arange(len(prepared))
     stacks: Iterable[tuple[np.ndarray, np.ndarray]] = prepared.stacks(all_rows, STACK_VALUES)
     if progress:
@@ -148,7 +153,7 @@ def signatures(prepared: Prepared, progress: Progress | None) -> tuple[np.ndarra
         some_rows = kept[begin:begin + BLOCK]
         if some_rows[-1] >= begin + len(some_rows):
             vectors[begin:begin + len(some_rows)] = vectors[some_rows]
-    return kept, vectors[:len(kept)]
+    return kept, Search(vectors[:len(kept)])
 
 
 def signature(values: np.ndarray, unknown: float | None) -> np.ndarray:
@@ -234,7 +239,7 @@ def _mirrored(vectors: np.ndarray, axes: int, swapped: bool, flipped: tuple[int,
     return np.ascontiguousarray(other.reshape(vectors.shape))
 
 
-def near_leaks(rows: np.ndarray, vectors: np.ndarray, sides: np.ndarray, near: float,
+def near_leaks(rows: np.ndarray, search: Search, sides: np.ndarray, near: float,
                turn: Turn | None = None) -> list[tuple[int, int, float]]:
     """Pairs of `rows` on different sides whose correlation is at least `near`, sorted.
 
@@ -242,7 +247,7 @@ def near_leaks(rows: np.ndarray, vectors: np.ndarray, sides: np.ndarray, near: f
         turn: what one of a pair is compared by, from `turns`.
     """
     pairs: list[tuple[int, int, float]] = []
-    for left, right, scores in near_pairs(vectors, sides[rows], near, turn):
+    for left, right, scores in near_pairs(search, sides[rows], near, turn):
         pairs += [(*_ordered(int(rows[a]), int(rows[b]), sides), float(score))
                   for a, b, score in zip(left, right, scores, strict=True)]
         if len(pairs) > MAX_PAIRS:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from domains import duplicates
-from domains.duplicates import KINDS, Leak, Progress
+from domains.duplicates import KINDS, Leak, Signed
 from domains.near_search import near_pairs
 from domains.store import Prepared
 
@@ -62,13 +62,14 @@ class Joined:
 
 
 def join(prepared: Prepared, groups: Sequence[str], ours: np.ndarray, near: float,
-         progress: Progress | None = None) -> Joined:
+         signed: Signed | None = None) -> Joined:
     """Find the groups that repeat each other.
 
     Args:
         groups: n names.
         ours: n bool: samples whose split is ours to choose. Unlabelled samples link nothing: they have no side.
         near: correlation from which on samples are near duplicates; above 1: none are.
+        signed: what `duplicates.signatures` gave for these samples, where somebody has it already.
     """
     names, codes = np.unique(np.array(groups, dtype=object), return_inverse=True)
     labelled = np.array([split != "unlabelled" for split in prepared.column("split")], bool)
@@ -79,12 +80,10 @@ def join(prepared: Prepared, groups: Sequence[str], ours: np.ndarray, near: floa
     for a, b, shares in duplicates.overlaps(duplicates.footprints(prepared), np.where(labelled, codes, -1)):
         forest.add(a, b, shares, "overlap")
     if near <= 1:
-        rows, signatures = duplicates.signatures(prepared, progress)
-        for left, right, score in near_pairs(signatures, codes[rows], near):
-            forest.add(rows[left], rows[right], score, "near")
-        for turn in duplicates.turns(signatures.shape[1], prepared.contract.kind):
-            for left, right, score in near_pairs(signatures, codes[rows], near, turn):
-                forest.add(rows[left], rows[right], score, "turned")
+        rows, search = signed or duplicates.signatures(prepared, None)
+        for turn in (None, *duplicates.turns(search.vectors.shape[1], prepared.contract.kind)):
+            for left, right, score in near_pairs(search, codes[rows], near, turn):
+                forest.add(rows[left], rows[right], score, "turned" if turn else "near")
     return _choose(names, codes, ours, forest.links)
 
 

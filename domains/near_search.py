@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -48,21 +49,40 @@ class _Leaves:
     high: np.ndarray
 
 
-def near_pairs(vectors: np.ndarray, sides: np.ndarray, near: float,
-               turn: Turn | None = None) -> Iterator[Found]:
-    """Pairs a < b on different sides whose correlation is at least `near`, some at a time.
+class Search:
+    """Vectors to compare, and what all comparisons of them share, made when it is first asked for.
 
     Args:
         vectors: n S float32, each of length 1.
+    """
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors = vectors
+
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """S NUM_COORDINATES."""
+        return _principal(self.vectors)
+
+    @cached_property
+    def leaves(self) -> _Leaves:
+        """The vectors as they are."""
+        return _leaves(_projected(self.vectors, self.directions, None))
+
+
+def near_pairs(search: Search, sides: np.ndarray, near: float, turn: Turn | None = None) -> Iterator[Found]:
+    """Pairs a < b on different sides whose correlation is at least `near`, some at a time.
+
+    Args:
         sides: n integers.
         turn: what b is compared by, where it is another picture of the same samples (turned over, say).
     """
+    vectors = search.vectors
     if len(vectors) < 2 or len(np.unique(sides)) < 2:
         return
     reach = float(np.sqrt(max(0.0, 2 - 2 * near))) + 1e-5
-    directions = _principal(vectors)
-    left = _leaves(_projected(vectors, directions, None))
-    right = left if turn is None else _leaves(_projected(vectors, directions, turn))
+    left = search.leaves
+    right = left if turn is None else _leaves(_projected(vectors, search.directions, turn))
     for i in range(len(left.low)):
         gaps = np.maximum(0, np.maximum(right.low - left.high[i], left.low[i] - right.high))
         close = np.flatnonzero((gaps**2).sum(axis=1) <= reach**2)

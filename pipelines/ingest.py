@@ -23,6 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from domains import contract as contracts
 from domains import duplicates, joining, labels, pseudonyms, seal, statistics
 from domains.contract import Contract
+from domains.duplicates import Signed
 from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
 from domains.publish import folder_in_the_making, write_text
@@ -164,8 +165,8 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
             refused, origins = _store(name, named, values, contract, reader, settings, folder, read)
             refusals.write_list(refused, folder / QUARANTINE, report / QUARANTINE)
             refusals.refuse_if_too_many(refused, len(rows), settings.bad_files, report / QUARANTINE)
-            rows, joined = _join(name, settings, manifest, rows, origins, folder)
-            prepared, summary = _finish(name, settings, manifest, rows, refused, joined, folder)
+            rows, joined, signed = _join(name, settings, manifest, rows, origins, folder)
+            prepared, summary = _finish(name, settings, manifest, rows, refused, joined, signed, folder)
             contact_sheet.draw(prepared, domain.picture.picture, report / "contact_sheet.png")
             write_text(report / "splits.csv", data_summary.splits_table(prepared))
             seal.write(folder, prepared.digest, lambda files, total: bar(files, total, f"ingest {name}: sealing"))
@@ -309,24 +310,31 @@ def _contract_fault(pieces: Sequence[Piece], contract: Contract) -> str:
 # ---- after ----
 
 def _join(name: str, settings: DataRun, manifest: Manifest, rows: list[ManifestRow], origins: np.ndarray,
-          folder: Path) -> tuple[list[ManifestRow], Joined]:
-    """Divide again where groups repeat each other: only what was read can tell. Returns the rows with their splits."""
+          folder: Path) -> tuple[list[ManifestRow], Joined, Signed | None]:
+    """Divide again where groups repeat each other: only what was read can tell. Returns the rows with their splits, and
+    the signatures of all samples if it took them."""
     ours = np.array([not row.split for row in manifest.rows], bool)[origins]
     if settings.leaks == "report" or not ours.any():
-        return rows, Joined()
+        return rows, Joined(), None
     prepared = open_prepared(folder, check_reads=False)
-    joined = joining.join(prepared, [rows[i].group for i in origins], ours, _near(settings, prepared.contract),
-                          lambda stacks, total: by_samples(stacks, total, f"ingest {name}: repeats"))
+    near = _near(settings, prepared.contract)
+    signed = _signed(name, prepared) if near <= 1 else None
+    joined = joining.join(prepared, [rows[i].group for i in origins], ours, near, signed)
     for sentence in joined.said():
         print(f"ingest {name}: {sentence}")
     if not joined.units:
-        return rows, joined
+        return rows, joined, signed
     rows, tasks, values = divide(manifest.rows, settings, joined.units)
     contracts.save(dataclasses.replace(prepared.contract, tasks=tasks), folder / "contract.json")
     del prepared  # it has read the index that is replaced now
     replace_columns(folder, {"split": [rows[i].split for i in origins],
                              **{f"y.{task}": list(of_task[origins]) for task, of_task in values.items()}})
-    return rows, joined
+    return rows, joined, signed
+
+
+def _signed(name: str, prepared: Prepared) -> Signed:
+    title = f"ingest {name}: duplicates"
+    return duplicates.signatures(prepared, lambda stacks, total: by_samples(stacks, total, title))
 
 
 def _near(settings: DataRun, contract: Contract) -> float:
@@ -334,13 +342,12 @@ def _near(settings: DataRun, contract: Contract) -> float:
 
 
 def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[ManifestRow], refused: Sequence[Outcome],
-            joined: Joined, folder: Path) -> tuple[Prepared, dict[str, Any]]:
+            joined: Joined, signed: Signed | None, folder: Path) -> tuple[Prepared, dict[str, Any]]:
     """Statistics, leaks and summary, from the shards themselves."""
     prepared = open_prepared(folder, check_reads=False)  # what was written a moment ago
     assert_no_group_is_cut(prepared.column("group"), prepared.column("split"))
     near = _near(settings, prepared.contract)
-    leaks = duplicates.find(prepared, near,
-                            lambda stacks, total: by_samples(stacks, total, f"ingest {name}: duplicates"))
+    leaks = duplicates.find(prepared, near, signed=signed or (_signed(name, prepared) if near <= 1 else None))
     write_text(folder / LEAKS, duplicates.table(prepared, [*leaks, *joined.links]))
     if leaks and settings.leaks == "refuse":
         write_text(folder.parent.parent.parent / "reports/ingest" / name / LEAKS, duplicates.table(prepared, leaks))

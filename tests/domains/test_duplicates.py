@@ -142,13 +142,13 @@ def test_the_quick_search_finds_what_comparing_all_pairs_finds() -> None:
     vectors[2000:] = vectors[:1000] + rng.normal(size=(1000, 40)) * rng.uniform(0, 0.6, (1000, 1))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     sides = rng.integers(0, 3, 3000).astype(np.int8)
-    scores = vectors @ vectors.T
+    scores, search = vectors @ vectors.T, duplicates.Search(vectors)
     near = 0.98
     a, b = np.nonzero(np.triu((scores >= near) & (sides[:, None] != sides), 1))
     expected = {(i, j) for i, j in zip(a.tolist(), b.tolist(), strict=True) if abs(scores[i, j] - near) > 1e-5}
-    found = {(i, j) for i, j, score in duplicates.near_leaks(np.arange(3000), vectors, 0 * sides, near)}
+    found = {(i, j) for i, j, score in duplicates.near_leaks(np.arange(3000), search, 0 * sides, near)}
     assert found == set(), "one side has no pairs"
-    pairs = duplicates.near_leaks(np.arange(3000), vectors, sides, near)
+    pairs = duplicates.near_leaks(np.arange(3000), search, sides, near)
     found = {(min(i, j), max(i, j)) for i, j, score in pairs if abs(score - near) > 1e-5}
     assert len(pairs) == len(set(pairs)), "no pair is found twice"
     assert len(expected) > 100
@@ -173,7 +173,7 @@ def test_samples_without_contrast_leave_the_others_their_own_signatures(tmp_path
     samples = [np.full((1, 16, 16), 9, np.uint8) if i % 3 == 0 else rng.integers(0, 255, (1, 16, 16), dtype=np.uint8)
                for i in range(5000)]
     prepared = write(tmp_path, samples, ["train"] * 5000)
-    rows, vectors = duplicates.signatures(prepared, None)
+    rows, search = duplicates.signatures(prepared, None)
     assert rows.tolist() == [i for i in range(5000) if i % 3]
     expected = duplicates.signature(np.stack(samples), None)[rows]
-    assert np.array_equal(vectors, expected)
+    assert np.array_equal(search.vectors, expected)
