@@ -250,17 +250,18 @@ def _read_series(row: ManifestRow, settings: CT) -> Volume:
             headers = {file: header for file, header in headers.items()
                        if str(header.get("SeriesInstanceUID", "")) == wanted}
         slices.check_one_series(list(headers.values()))
-        found = [(file, one) for file, header in headers.items() for one in slices.of_header(header)]
-        order, affine = volume.order_slices([one.geometry for _, one in found],
+        by_file = {file: slices.of_header(header) for file, header in headers.items()}
+        found = [one for some in by_file.values() for one in some]
+        order, affine = volume.order_slices([one.geometry for one in found],
                                             straight=settings.gantry_tilt == "refuse")
-        shape = (len(found), *found[0][1].geometry.shape)
+        shape = (len(found), *found[0].geometry.shape)
         check_voxels(shape)
         values, known = np.empty(shape, dtype=np.float32), np.ones(shape, dtype=bool)
-        places = {(found[k][0], found[k][1].frame): at for at, k in enumerate(order)}
-        for file in headers:
+        places = iter(np.argsort(order))  # where each that was found belongs
+        for file, some in by_file.items():
             header = dicom.read(file)
-            for one in (one for of, one in found if of == file):
-                at, stored = places[file, one.frame], dicom.stored_values(header, one.frame)
+            for one in some:
+                at, stored = next(places), dicom.stored_values(header, one.frame)
                 values[at] = stored * one.slope + one.intercept
                 known[at] = ~dicom.padding(stored, header)
     return Volume(values, affine, None if known.all() else known)

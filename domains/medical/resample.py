@@ -64,11 +64,12 @@ def _along(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
     """One matrix on one axis. An output takes from a few neighbouring inputs, and the matrix is nearly all zeros: so
     few are added up one by one, while a product with the whole matrix would do a hundred times the work."""
     rows = np.arange(len(weights))
-    first = (weights != 0).argmax(axis=1)
-    width = int((weights.shape[1] - (weights != 0)[:, ::-1].argmax(axis=1) - first).max())
+    used = weights != 0
+    first = used.argmax(axis=1)
+    width = int((weights.shape[1] - used[:, ::-1].argmax(axis=1) - first).max())
     if width > MOST_ADDED:
         return np.asarray(np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis))
-    if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
+    if width == 1 and np.array_equal(weights, np.eye(len(weights))):
         return values
     last = weights.shape[1] - 1
     shape = [1] * values.ndim

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from domains.satellite import bands as names
@@ -123,14 +124,14 @@ class Multispectral:
         encoding = self.by_source.get(source, Encoding())
         return encoding.sensor or self.sensor, self.file_bands if encoding.file_bands is None else encoding.file_bands
 
-    @property
+    @cached_property  # for a band of a cube, readers ask for all of them
     def wanted_wavelengths(self) -> dict[str, float]:
         """What `bands` stand for -> nanometres, where they are known."""
         known = {identity: self.wavelengths.get(name) or names.wavelength(identity, self.sensor)
                  for name, identity in zip(self.bands, self.identities, strict=True)}
         return {identity: nm for identity, nm in known.items() if nm}
 
-    @property
+    @cached_property
     def identities(self) -> tuple[str, ...]:
         """What `bands` stand for, whatever they are called."""
         return tuple(identity for name in self.bands if (identity := names.identify(name, self.sensor)) is not None)
