@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import flops
-from benchmarks.mae_step import Pair, check, pair_of, stepper
+from benchmarks.mae_step import Pair, check, our_optimiser, pair_of, stepper
 from benchmarks.paired import Stillness, in_turns, quartiles, report, settle, speedup
 from benchmarks.reading import KINDS, batches_of, write
 from models.encoder.chance import chance_of
@@ -30,8 +30,6 @@ from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import ChamferReadout
 from pipelines.batches import on_device
-from pipelines.schedule import make_optimiser, parameter_groups
-from pipelines.training import Optimisation
 
 DTYPE = torch.bfloat16
 WARM, STEPS = 5, 20
@@ -91,9 +89,7 @@ def repeated(step: Callable[[], None], steps: int) -> Callable[[], None]:
 
 def our_step(model: MaskedAutoencoder, loss: Callable[[], torch.Tensor], device: str) -> Callable[[], None]:
     """An update as a training of ours makes it."""
-    plan = Optimisation(steps=1, learning_rate=1e-6)
-    groups = parameter_groups(model, plan, len(model.encoder.blocks))
-    return stepper(model, loss, make_optimiser(groups, plan), DTYPE, device)
+    return stepper(model, loss, our_optimiser(model), DTYPE, device)
 
 
 def variants_of(case: Case, pair: Pair, device: str, compiled: bool) -> dict[str, Callable[[], None]]:

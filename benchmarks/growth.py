@@ -17,12 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks import flops
-from benchmarks.mae_step import pair_of, stepper
+from benchmarks.mae_step import our_optimiser, pair_of, stepper
 from benchmarks.paired import now, peak_bytes, quartiles, report
 from models.encoder.transformer import Shape
 from models.objectives.decoders import DecoderSettings
-from pipelines.schedule import make_optimiser, parameter_groups
-from pipelines.training import Optimisation
 
 SHAPE, DECODER = Shape(384, 2, 6), DecoderSettings(width=256, depth=2, num_heads=8)
 POINTS = {"image size": [(224, 1), (448, 1), (1024, 1)], "channels": [(112, 1), (112, 4), (112, 12)]}
@@ -50,9 +48,7 @@ def measure(pixels: int, channels: int, bands: bool, steps: int = 2) -> dict[str
 
 
 def _stepper(pair: Any) -> Any:
-    plan = Optimisation(steps=1)
-    optimiser = make_optimiser(parameter_groups(pair.ours, plan, SHAPE.depth), plan)
-    return stepper(pair.ours, pair.our_loss, optimiser, torch.float32)
+    return stepper(pair.ours, pair.our_loss, our_optimiser(pair.ours), torch.float32)
 
 
 def operations(pixels: int, channels: int, bands: bool) -> tuple[float, int]:

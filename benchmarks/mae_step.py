@@ -121,13 +121,18 @@ def stepper(model: nn.Module, loss: Callable[[], Tensor], optimiser: torch.optim
     return step
 
 
+def our_optimiser(model: MaskedAutoencoder) -> torch.optim.Optimizer:
+    """As a training of ours makes it, with a rate that leaves the weights where they are."""
+    plan = Optimisation(steps=1, learning_rate=1e-6)
+    return make_optimiser(parameter_groups(model, plan, len(model.encoder.blocks)), plan)
+
+
 def steppers(pair: Pair, dtypes: tuple[torch.dtype, ...], device: str = "cpu") -> dict[str, Callable[[], None]]:
     """Every variant by name. Variants of one model share its weights: what they cost does not hang on the values."""
     groups = [{"params": [p for p in pair.plain.parameters() if p.requires_grad and p.dim() > 1], "weight_decay": 0.05},
               {"params": [p for p in pair.plain.parameters() if p.requires_grad and p.dim() < 2], "weight_decay": 0.0}]
     plain = torch.optim.AdamW(groups, lr=1e-6, betas=(0.9, 0.95))
-    plan = Optimisation(steps=1, learning_rate=1e-6)
-    ours = make_optimiser(parameter_groups(pair.ours, plan, len(pair.ours.encoder.blocks)), plan)
+    ours = our_optimiser(pair.ours)
     variants: dict[str, Callable[[], None]] = {}
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")

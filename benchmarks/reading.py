@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.mae_step import check, pair_of, stepper
+from benchmarks.mae_step import check, our_optimiser, pair_of, stepper
 from benchmarks.paired import Stillness, in_turns, quartiles, report
 from domains import contract as contracts
 from domains.contract import Channel, Contract
@@ -26,8 +26,6 @@ from domains.sample import ManifestRow, Piece
 from domains.store import Writer, open_prepared
 from models.encoder.transformer import SIZES
 from pipelines.batches import Source, TrainingBatches, domain_code, on_device
-from pipelines.schedule import make_optimiser, parameter_groups
-from pipelines.training import Optimisation
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,7 @@ def share_of_step(folder: Path, kind: Kind, batch: int, rounds: int, size: str) 
     pair = pair_of(SIZES[size], kind.size, (16, 16), batch, channels=1)
     check(pair, torch.float32)
     batches = batches_of(folder, kind, batch)
-    plan = Optimisation(steps=1)
-    step = stepper(pair.ours, pair.our_loss, make_optimiser(parameter_groups(pair.ours, plan, 12), plan), torch.float32)
+    step = stepper(pair.ours, pair.our_loss, our_optimiser(pair.ours), torch.float32)
     raw = batches.batch(0, 0)
 
     def prepare() -> None:

@@ -15,22 +15,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
+from benchmarks.faults.small_project import draw, read
 from domains.seal import DamagedData
 from domains.store import open_prepared
 from models.encoder.transformer import Encoder, EncoderSettings
-from pipelines import checkpoints, ingest, sample
+from pipelines import checkpoints
 from pipelines.batches import Source, domain_code
-from pipelines.ingest import DataRun
-from pipelines.sample import SampleRun
 from pipelines.settings import build
 from pipelines.verify import verify
 
-PARAMS: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
 RUNS = ("xray", "ct", "parcels", "shapes")
 SMALLER = {"labelled": 24, "unlabelled": 12}
 
@@ -58,9 +54,8 @@ def main(num: int) -> int:
 
 def make(root: Path, run: str) -> None:
     """Sample files, prepared data and a checkpoint that says it was made from them."""
-    files = {**PARAMS["sample"][run], "settings": {**PARAMS["sample"][run]["settings"], **SMALLER}}
-    sample.run(run, build(SampleRun, files, f"sample.{run}"), root)
-    ingest.run(run, build(DataRun, PARAMS["ingest"][run], f"ingest.{run}"), root)
+    draw(root, run, **SMALLER)
+    read(root, run)
     prepared = open_prepared(root / "data/prepared" / run)
     encoder = Encoder(build(EncoderSettings, {"tokenizer": {"kind": "grid", "patch": [8, 8]},
                                               "size": {"width": 24, "depth": 1, "num_heads": 2}}, "encoder"), 1)

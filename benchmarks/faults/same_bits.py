@@ -19,11 +19,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.faults.small_project import PARAMS, RUN, lacuna, make, to_the_end, weights_hash
-from pipelines import ingest, sample
-from pipelines.ingest import DataRun
-from pipelines.sample import SampleRun
-from pipelines.settings import build
+from benchmarks.faults.small_project import PARAMS, RUN, draw, lacuna, make, read, to_the_end, weights_hash
 
 WORKERS = (1, 2, 3)
 AHEAD = (1, 2)
@@ -50,15 +46,10 @@ def main(trainings: int = 5) -> int:
 
 def ingested(root: Path, run: str, workers: Sequence[int], files: int = 24) -> list[Path]:
     """The prepared folders of one embedded sample, read by so many processes each."""
-    drawn = {**PARAMS["sample"][run], "settings": {**PARAMS["sample"][run]["settings"], "labelled": files,
-                                                   "unlabelled": files // 2}}
-    sample.run(run, build(SampleRun, drawn, run), root)
-    given = PARAMS["ingest"][run]
-    at = {**given["files"], "folder": str(root / given["files"]["folder"]),
-          "manifest": str(root / given["files"]["manifest"])}
+    draw(root, run, files, files // 2)
     published, kept = root / "data/prepared" / run, []
     for number in workers:
-        ingest.run(run, build(DataRun, {**given, "files": at, "limits": {"workers": number}}, run), root)
+        read(root, run, limits={"workers": number})
         kept.append(root / f"by-{number}")
         published.rename(kept[-1])
     return kept

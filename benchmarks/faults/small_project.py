@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -33,17 +34,22 @@ def make(root: Path, width: int = 64, **optimisation: Any) -> Path:
                                   **optimisation}}
     (root / "params.yaml").write_text(yaml.safe_dump({"pretrain": {RUN: paragraph}}))
     (root / "scratch").touch()
-    drawn = {**PARAMS["sample"][RUN], "settings": {**PARAMS["sample"][RUN]["settings"],
-                                                   "labelled": 48, "unlabelled": 48}}
-    before = os.environ.get("LACUNA_TRACKING")
-    os.environ["LACUNA_TRACKING"] = "off"
-    sample.run(RUN, build(SampleRun, drawn, RUN), root)
-    files = PARAMS["ingest"][RUN]["files"]
-    at = {**files, "folder": str(root / files["folder"]), "manifest": str(root / files["manifest"])}
-    ingest.run(RUN, build(DataRun, {**PARAMS["ingest"][RUN], "files": at}, RUN), root)
-    if before is None:
-        del os.environ["LACUNA_TRACKING"]
+    draw(root, RUN, 48, 48)
+    read(root, RUN)
     return root
+
+
+def draw(root: Path, run: str, labelled: int, unlabelled: int) -> None:
+    """Files of an embedded sample, fewer than shipped."""
+    shipped = PARAMS["sample"][run]
+    settings = {**shipped["settings"], "labelled": labelled, "unlabelled": unlabelled}
+    sample.run(run, build(SampleRun, {**shipped, "settings": settings}, f"sample.{run}"), root)
+
+
+def read(root: Path, run: str, **changes: Any) -> None:
+    """Prepared data of what was drawn, without tracking."""
+    with patch.dict(os.environ, LACUNA_TRACKING="off"):
+        ingest.run(run, build(DataRun, {**PARAMS["ingest"][run], **changes}, f"ingest.{run}"), root)
 
 
 def environment(**more: str) -> dict[str, str]:
