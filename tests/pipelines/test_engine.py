@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from domains.quarantine import Limits, Reader
 from domains.sample import ManifestRow
-from pipelines import ingest, tracking
+from pipelines import ingest
 from pipelines.engine import Engine, code_hash, reading
-from pipelines.ingest import DataRun, DomainReader
+from pipelines.ingest import DataRun
 from pipelines.settings import SettingsError, build
 from tests.pipelines import fake_domain
-from tests.pipelines.test_ingest import Silent, make_files
+from tests.pipelines.fake_ingest import make_files, stand_in
 
 pytest.importorskip("distributed")
 
 
 def test_two_processes_of_a_cluster_write_the_same_shards_and_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                                                                     ) -> None:
-    @contextlib.contextmanager
-    def open_run(**_: Any) -> Iterator[Silent]:
-        yield Silent()
-
-    monkeypatch.setattr(tracking, "open_run", open_run)
-    monkeypatch.setattr(ingest, "domain_reader",
-                        lambda domain: DomainReader(fake_domain, fake_domain, fake_domain.Settings))
+    stand_in(monkeypatch, ingest)
     make_files(tmp_path, 60, bad=3)
     for name, engine in (("one", {}), ("two", {"kind": "dask", "processes": 2, "rows_per_task": 7})):
         ingest.run(name, build(DataRun, {

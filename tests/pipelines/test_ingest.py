@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +16,20 @@ from domains.integrity import damaged_samples
 from domains.sample import ManifestRow, Piece
 from domains.splits import GroupCut, cut_groups
 from domains.store import Writer, open_prepared
-from pipelines import ingest, tracking
+from pipelines import ingest
 from pipelines.describe import describe
-from pipelines.ingest import DataRun, DomainReader, IngestFailed
+from pipelines.ingest import DataRun, IngestFailed
 from pipelines.refusals import TooManyRefused
 from pipelines.settings import SettingsError, build
 from tests.fabricate import contract_of
-from tests.pipelines import fake_domain
+from tests.pipelines.fake_ingest import make_files, stand_in
 
 ROOT = Path(__file__).parents[2]
 
 
-class Silent:
-    """Stands for a tracked run."""
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
-    def picture(self, path: Path) -> None: ...
-    def table(self, path: Path) -> None: ...
-
-
 @pytest.fixture(autouse=True)
 def without_libraries_and_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextlib.contextmanager
-    def open_run(**_: Any) -> Iterator[Silent]:
-        yield Silent()
-
-    monkeypatch.setattr(tracking, "open_run", open_run)
-    monkeypatch.setattr(ingest, "domain_reader",
-                        lambda domain: DomainReader(fake_domain, fake_domain, fake_domain.Settings))
-
-
-def make_files(root: Path, num: int = 60, bad: int = 0, splits: bool = False) -> None:
-    """Files of two sources with two per group; the first `bad` are damaged."""
-    rng = np.random.default_rng(0)
-    folder = root / "data/raw/a"
-    folder.mkdir(parents=True)
-    with (folder / "labels.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "group", "split", "source", "sick", "age", "mask"])
-        for i in range(num):
-            values = rng.integers(0, 200, (1, 8 + i % 2, 8), dtype=np.uint8)
-            np.save(folder / f"{i}.npy", values)
-            np.save(folder / f"{i}_mask.npy", values[0] % 2)
-            if i < bad:
-                (folder / f"{i}.npy").write_text("damaged")
-            split = ("train", "train", "val", "test", "unlabelled")[i // 2 % 5] if splits else ""
-            writer.writerow([f"{i}.npy", f"patient {i // 2}", split, f"site {i // 2 % 2}",
-                             "" if i % 7 == 0 else i // 4 % 2, 20 + i, f"{i}_mask.npy" if i % 3 == 0 else ""])
+    stand_in(monkeypatch, ingest)
 
 
 def settings(**changes: Any) -> DataRun:

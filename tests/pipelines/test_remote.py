@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 from collections.abc import Iterator
@@ -13,27 +12,20 @@ import pytest
 
 from domains.sample import ManifestRow
 from domains.store import open_prepared
-from pipelines import download, ingest, tracking
-from pipelines.ingest import DataRun, DomainReader
+from pipelines import download, ingest
+from pipelines.ingest import DataRun
 from pipelines.remote import Source, check_url
 from pipelines.settings import build
 from pipelines.transfer import NotFetched
-from tests.pipelines import fake_domain
+from tests.pipelines.fake_ingest import make_files, stand_in
 from tests.pipelines.loopback import Site, serving
-from tests.pipelines.test_ingest import Silent, make_files
 
 MADE = ("shard-00000.npy", "index.parquet", "contract.json", "leaks.csv", "mask-00000.npy")
 
 
 @pytest.fixture(autouse=True)
 def without_libraries_and_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextlib.contextmanager
-    def open_run(**_: Any) -> Iterator[Silent]:
-        yield Silent()
-
-    monkeypatch.setattr(tracking, "open_run", open_run)
-    monkeypatch.setattr(ingest, "domain_reader",
-                        lambda domain: DomainReader(fake_domain, fake_domain, fake_domain.Settings))
+    stand_in(monkeypatch, ingest)
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # type: ignore[attr-defined]
 
 

@@ -15,37 +15,22 @@ from domains.seal import DamagedData
 from domains.store import LEAKS, open_prepared
 from lacuna import main
 from models.encoder.transformer import Encoder, EncoderSettings
-from pipelines import checkpoints, ingest, tracking
+from pipelines import checkpoints, ingest
 from pipelines import verify as verifying
-from pipelines.ingest import DataRun, DomainReader
+from pipelines.ingest import DataRun
 from pipelines.settings import build
 from pipelines.verify import verify
 from tests.fabricate import contract_of
-from tests.pipelines import fake_domain
+from tests.pipelines.fake_ingest import stand_in
 
 NAMES = ("shard-00000.npy", "mask-00000.npy", "index.parquet", "contract.json", "reader.json", "summary.json",
          "leaks.csv", "quarantine.csv", "SHA256SUMS")
 
 
-class Silent:
-    """Stands for a tracked run."""
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
-    def picture(self, path: Path) -> None: ...
-    def table(self, path: Path) -> None: ...
-
-
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one ingested run, and two checkpoints of which one was made from it."""
-    monkeypatch.setattr(tracking, "open_run", lambda **_: Silent())
-    for module in (ingest, verifying):
-        monkeypatch.setattr(module, "domain_reader",
-                            lambda domain: DomainReader(fake_domain, fake_domain, fake_domain.Settings))
+    stand_in(monkeypatch, ingest, verifying)
     folder = tmp_path / "data/raw/a"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

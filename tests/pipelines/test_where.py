@@ -18,7 +18,8 @@ from pipelines.nameless import Fault
 from pipelines.settings import plain
 from pipelines.where import Unknown, where
 from tests.pipelines import fake_domain
-from tests.pipelines.test_ingest import make_files, settings, without_libraries_and_tracking
+from tests.pipelines.fake_ingest import make_files
+from tests.pipelines.test_ingest import settings, without_libraries_and_tracking
 
 assert without_libraries_and_tracking  # the fixture: reading squares, no server
 
