@@ -28,10 +28,6 @@ class Step:
     train: float
     """Forward, backward; the optimiser has no matrix products."""
 
-    def limit(self, rate: float) -> float:
-        """Samples per second at `rate` operations per second, if nothing else took time."""
-        return rate / self.train
-
 
 def blocks(tokens: int, shape: Shape) -> float:
     """Forward operations of a transformer: projections, MLP four times the width, attention."""

@@ -20,7 +20,7 @@ class Archive:
     name: str
     """What it is called here."""
     url: str
-    kind: Literal["zip", "tar", "file"]
+    kind: Literal["zip", "tar"]
     md5: str = ""
     """As its publisher gives it. Empty: unknown; nothing is invented."""
     size: int | None = None

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from domains.store import Writer, open_prepared
 from models.encoder.chance import Chance, chance_of
 from models.encoder.transformer import Encoder
 from models.objectives.masked_autoencoder import MaskedAutoencoder
+from pipelines import pretrain
 from pipelines.batches import Batch, Source, domain_code
 from pipelines.checkpoints import state_hash
 from pipelines.pretrain import PretrainRun
@@ -85,6 +88,13 @@ def pretrain_settings(kind: str = "xray", steps: int = 8, **changes: object) -> 
             "optimisation": {"steps": steps, "batch_size": 8, "learning_rate": 1e-3, "log_every": 2},
             "machine": {"accelerator": "cpu", "save_every_seconds": 0}, "num_pictures": 2,
             "gates": {"min_std": 0, "min_rank": 0}, **changes}
+
+
+def pretrained(root: Path, kind: str = "xray", count: int = 48, **changes: object) -> None:
+    """Prepared data and an encoder that was pretrained on it, in a project, without tracking."""
+    with patch.dict(os.environ, LACUNA_TRACKING="off"):
+        prepare(root / "data/prepared" / kind, kind, count)
+        pretrain.run(kind, build(PretrainRun, pretrain_settings(kind, **changes), "pretrain.test"), root)
 
 
 def untrained(prepared: Path, kind: str, steps: int = 8, machine: dict[str, object] | None = None,

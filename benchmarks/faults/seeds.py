@@ -109,8 +109,8 @@ def _of_scenes(folder: Path) -> list[Format]:
 
     satellite.make(folder, satellite.Sample(labelled=0, unlabelled=16))
     stacked = sorted(path for path in folder.rglob("*.tif") if path.parent.parent == folder)[:6]
-    arrays, pictures = folder / "arrays", folder / "jp2"
-    arrays.mkdir(), pictures.mkdir()
+    arrays = folder / "arrays"
+    arrays.mkdir()
     saved = []
     for i, path in enumerate(stacked[:3]):
         with rasterio.open(path) as file:

@@ -27,16 +27,6 @@ CORNERS = ("vertex_indices", "vertex_index")
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What the header says the file holds."""
-
-    num_points: int
-    """Points, or vertices of a mesh."""
-    num_faces: int
-    """Faces; 0 for a cloud."""
-
-
-@dataclass(frozen=True)
 class Property:
     """One number, or one list of numbers, of every record of a PLY element."""
 
@@ -126,8 +116,8 @@ def _property(word: list[str]) -> Property:
     raise Refused("PLY: a property line of the header is malformed")
 
 
-def read_pcd_header(path: Path) -> Promise:
-    """Parse and check the header of a PCD file. Raises Refused."""
+def read_pcd_header(path: Path) -> int:
+    """Parse and check the header of a PCD file; how many points it promises. Raises Refused."""
     lines, start = _header_lines(path, b"", b"DATA", "PCD")
     fields = {word[0]: word[1:] for word in (line.split() for line in lines) if word and not word[0].startswith("#")}
     if not {"x", "y", "z"} <= set(fields.get("FIELDS", [])):
@@ -149,7 +139,7 @@ def read_pcd_header(path: Path) -> Promise:
         _require("PCD", "bytes", promised * record // 100, path.stat().st_size - start)
     else:
         raise Refused("PCD: the header names no known data layout")
-    return Promise(promised, 0)
+    return promised
 
 
 def _header_lines(path: Path, first: bytes, last: bytes, what: str) -> tuple[list[str], int]:

@@ -23,7 +23,7 @@ from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, join, la
 from domains.pointcloud.columns import read_array, read_text
 from domains.pointcloud.farthest import farthest_first
 from domains.pointcloud.georeference import epsg_of
-from domains.pointcloud.headers import Promise, read_pcd_header
+from domains.pointcloud.headers import read_pcd_header
 from domains.pointcloud.libraries import library
 from domains.pointcloud.obj import read_obj
 from domains.pointcloud.off import read_off
@@ -195,9 +195,9 @@ def _contents(path: Path, suffix: str, settings: Points) -> tuple[Mesh | Cloud, 
         with _parsing(what):
             return read_mesh(path, settings.max_points), {"format": what}
     if suffix == ".pcd":
-        promise = read_pcd_header(path)
-        _limit("PCD", promise.num_points, settings)
-        return _pcd(path, promise), {"format": "PCD"}
+        promised = read_pcd_header(path)
+        _limit("PCD", promised, settings)
+        return _pcd(path, promised), {"format": "PCD"}
     if suffix == ".npy":
         with _parsing("NPY"):
             return read_array(path, settings.columns, settings.max_points), {"format": "NPY"}
@@ -219,14 +219,14 @@ def _limit(what: str, promised: int, settings: Points) -> None:
         raise Refused(f"{what}: found {promised} points, expected at most {settings.max_points} (max_points)")
 
 
-def _pcd(path: Path, promise: Promise) -> Cloud:
+def _pcd(path: Path, promised: int) -> Cloud:
     """By Open3D's tensor reader: the older one returns zeros for binary coordinates of 8 bytes, without a word."""
     with _parsing("PCD"):
         cloud = _open3d().t.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
         points = cloud.point.positions.numpy()
         named = {name: cloud.point[name].numpy() for name in ("normals", "colors", "intensity") if name in cloud.point}
-    if points.shape != (promise.num_points, 3):
-        raise Refused(f"PCD: found {len(points)} points, expected the {promise.num_points} that the header promises")
+    if points.shape != (promised, 3):
+        raise Refused(f"PCD: found {len(points)} points, expected the {promised} that the header promises")
     columns = {channel: named[name][:, i] for name, channels in (
         ("normals", CHANNELS["normals"]), ("colors", CHANNELS["colour"]), ("intensity", CHANNELS["intensity"]))
         if name in named and named[name].shape == (len(points), len(channels)) for i, channel in enumerate(channels)}

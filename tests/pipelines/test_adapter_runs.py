@@ -21,7 +21,7 @@ from pipelines.finetune import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
 from pipelines.tuned_checkpoints import fold, load_tuned, predict
-from tests.fabricate import prepare, pretrain_settings
+from tests.fabricate import pretrain_settings, pretrained
 
 EVERY = [[{"kind": "lora", "rank": 2}], [{"kind": "prompts", "num_prompts": 2, "deep": True}],
          [{"kind": "gated_prompts", "num_prompts": 2}], [{"kind": "singular_values"}], [{"kind": "bias"}],
@@ -45,12 +45,8 @@ def tuning(kind: str, adapters: list[dict[str, Any]], **changes: Any) -> Finetun
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder with a pretrained encoder for films and one for clouds."""
     root = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LACUNA_TRACKING", "off")
-        for kind in ("xray", "points"):
-            prepare(root / "data/prepared" / kind, kind)
-            plan = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "log_every": 2}
-            pretrain.run(kind, build(PretrainRun, pretrain_settings(kind, optimisation=plan), "pretrain.test"), root)
+    for kind in ("xray", "points"):
+        pretrained(root, kind, steps=2)
     return root
 
 

@@ -15,7 +15,7 @@ from pipelines.finetune import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
 from pipelines.verdict import VerdictRun
-from tests.fabricate import prepare, pretrain_settings
+from tests.fabricate import pretrain_settings, pretrained
 
 LORA = {"adapters": [{"kind": "lora", "rank": 2}], "grid": [1e-2]}
 
@@ -33,10 +33,7 @@ def asked(**changes: Any) -> VerdictRun:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LACUNA_TRACKING", "off")
-        prepare(root / "data/prepared/xray", "xray", count=144)
-        pretrain.run("xray", build(PretrainRun, pretrain_settings("xray", steps=4), "pretrain.test"), root)
+    pretrained(root, count=144, steps=4)
     return root
 
 
