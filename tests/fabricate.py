@@ -29,6 +29,7 @@ from pipelines import pretrain
 from pipelines.batches import Batch, Source, domain_code
 from pipelines.checkpoints import state_hash
 from pipelines.pretrain import PretrainRun
+from pipelines.processes import follows
 from pipelines.settings import build
 from pipelines.training import Job, Losses, fit
 
@@ -133,7 +134,7 @@ def train_directly(prepared: Path, kind: str, steps: int, world: int, resume: Pa
     fit(Job(model=model, losses=spoilt(lambda batch, chance: model(batch.x, batch.known, chance), spoil),
             source=source, augment=None, optimisation=settings.optimisation, machine=settings.machine, seed=5,
             num_blocks=2, resume=resume))
-    if out is not None:
+    if out is not None and not follows():  # cut weights are put together in the first process alone
         torch.save({name: value.clone() for name, value in model.state_dict().items()}, out)
     return state_hash(model)
 
