@@ -20,7 +20,8 @@ from domains.publish import folder_in_the_making, write_bytes, write_text
 from domains.store import Prepared
 from pipelines import finetune
 from pipelines.batches import Source, domain_code
-from pipelines.finetune import FinetuneRun, build_augment
+from pipelines.finetune import build_augment
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.label_budget import labelled_rows
 from pipelines.resume import REPOSITORY, Work, hash_of_sources
 from pipelines.settings import fingerprint
@@ -55,8 +56,8 @@ class Told:
     """val_loss, learning_rate, steps, seconds, trained, weights, groups, rows."""
 
 
-CODE = ("bad_steps", "batches", "cells", "checkpoints", "finetune", "label_budget", "optimisers", "probes", "schedule",
-        "starts", "temperature", "training", "training_module", "tuned_checkpoints")
+CODE = ("bad_steps", "batches", "cells", "checkpoints", "finetune", "finetune_settings", "label_budget", "optimisers",
+        "probes", "schedule", "starts", "temperature", "training", "training_module", "tuned_checkpoints")
 """Modules of pipelines/ that decide what a cell says, beside models/ and the domain's loading."""
 
 

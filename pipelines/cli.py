@@ -217,7 +217,8 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
             return pretrain.run(name, load_run(stage, name, pretrain.PretrainRun, root), root, despite)
         case "finetune":
             from pipelines import finetune
-            return finetune.run(name, load_run(stage, name, finetune.FinetuneRun, root), root, despite)
+            from pipelines.finetune_settings import FinetuneRun
+            return finetune.run(name, load_run(stage, name, FinetuneRun, root), root, despite)
         case "evaluate":
             from pipelines import evaluate
             return evaluate.run(name, load_run(stage, name, evaluate.EvaluateRun, root), root)

@@ -41,10 +41,14 @@ class Cost:
     """Bytes free where they go."""
     device: str
     """What memory is of."""
+    at_once: int = 1
+    """Trainings at the same time."""
 
     def text(self, title: str, steps: int, num_samples: int, parameters: int, batch_size: int, repeats: int) -> str:
         """One paragraph for people."""
         runs = f"{repeats} trainings of {steps} steps" if repeats > 1 else f"{steps} steps"
+        if self.at_once > 1:
+            runs += f", {self.at_once} at once"
         passes = steps * batch_size / max(num_samples, 1)
         there = f" ({size_text(self.memory_free)} there)" if self.memory_free else ""
         return (f"{title}: {runs} of {batch_size} samples, {passes:.3g} passes over {num_samples}; "
@@ -54,25 +58,27 @@ class Cost:
 
 
 def estimate(seconds_per_step: float, peak_bytes: int, steps: int, parameters: int, trainable: int, folder: Path,
-             device: str = "cpu", memory_free: int = 0, repeats: int = 1, kept: int = 2) -> Cost:
+             device: str = "cpu", memory_free: int = 0, repeats: int = 1, kept: int = 2, at_once: int = 1) -> Cost:
     """From measured steps to a whole training.
 
     Args:
         peak_bytes: most memory held while weights, activations and gradients were there, but no optimiser state.
         parameters, trainable: numbers of weights.
         folder: where checkpoints go.
-        repeats: trainings of the same cost, one after the other (arms, seeds, learning rates).
+        repeats: trainings of the same cost (arms, seeds, learning rates).
         kept: numbers that the optimiser keeps for each trainable weight: AdamW two, Adan four.
+        at_once: how many of the trainings run at the same time, on this device or one each.
     """
     moments = 4 * kept * trainable
     good = 4 * parameters + moments  # the state to go back to: on the host, and in the resume state
     resume = 2 * (4 * parameters + moments + good)  # the old one stays until the new one is whole
     checkpoints = 4 * parameters * repeats
-    return Cost(seconds=seconds_per_step * steps * repeats, memory=peak_bytes + moments + good * (device == "cpu"),
-                memory_free=memory_free, disk=checkpoints + resume, disk_free=disk_free(folder), device=device)
+    return Cost(seconds=seconds_per_step * steps * math.ceil(repeats / at_once),
+                memory=(peak_bytes + moments + good * (device == "cpu")) * at_once, memory_free=memory_free,
+                disk=checkpoints + resume * at_once, disk_free=disk_free(folder), device=device, at_once=at_once)
 
 
-def announce(title: str, job: Job, num_samples: int, repeats: int = 1) -> Cost | None:
+def announce(title: str, job: Job, num_samples: int, repeats: int = 1, at_once: int = 1) -> Cost | None:
     """Print what this training (and `repeats` like it) will take. Weights, buffers and chance stay as they were.
 
     Returns:
@@ -91,7 +97,7 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1) -> Cost |
     trainable = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
     folder = job.resume.parent if job.resume else Path.cwd()
     cost = estimate(seconds, peak, plan.steps, parameters, trainable, folder, str(device),
-                    _memory_free(device), repeats, kept=4 if plan.optimiser == "adan" else 2)
+                    _memory_free(device), repeats, 4 if plan.optimiser == "adan" else 2, min(at_once, repeats))
     print(cost.text(title, plan.steps, num_samples, parameters, plan.batch_size, repeats))
     if cost.memory_free and cost.memory > 0.9 * cost.memory_free:
         print("  That is close to all the memory there is. " + _remedy(plan.batch_size, job.machine.accumulate))

@@ -10,9 +10,9 @@ import json
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,117 +20,27 @@ import torch
 from domains.contract import Contract
 from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
-from domains.store import open_prepared
+from domains.store import Prepared, open_prepared
 from models.adapters.adapter import AdapterSettings, add_adapter, trunk_hash
-from models.encoder.build import AnyEncoderSettings
 from models.encoder.chance import Chance, key_of
-from models.encoder.flexible_patches import PatchSizes, check_sizes, drawn_size, patches_of
+from models.encoder.flexible_patches import check_sizes, drawn_size, patches_of
 from models.encoder.initialisation import Initialisation, initialise
-from models.encoder.transformer import EncoderSettings
-from models.heads.predict_sample import SampleHead
-from models.heads.task_loss import Imbalance, TaskLoss
-from models.heads.tuned import HeadSettings, NearestHead, Tuned, build_head
+from models.heads.task_loss import TaskLoss
+from models.heads.tuned import HeadSettings, Tuned, build_head
 from pipelines import checkpoints, lineage, report, tracking
 from pipelines.batches import Batch, Source, domain_code
 from pipelines.estimate import announce, with_memory_advice
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.label_budget import labelled_rows
 from pipelines.probes import fit_linear, fit_neighbours
 from pipelines.processes import follows
 from pipelines.resume import Work, work_folder
 from pipelines.settings import build, plain
+from pipelines.side_by_side import side_by_side
 from pipelines.starts import Start, resolve
 from pipelines.temperature import fit_temperature
-from pipelines.training import Job, Machine, Optimisation, device_of, fit
+from pipelines.training import Job, device_of, fit
 from pipelines.tuned_checkpoints import Trunk, predict, save_tuned
-
-Arm = Literal["scratch", "pretrained"]
-
-
-@dataclass(frozen=True)
-class FinetuneRun:
-    """One paragraph of `finetune` in params.yaml."""
-
-    domain: Literal["medical", "satellite", "pointcloud"]
-    """Whose loader and augmentation to use."""
-    data: str
-    """Name of the ingest run with the labels."""
-    task: str
-    """Which of its tasks."""
-    start: str = checkpoints.SCRATCH
-    """Checkpoint folder of the `pretrained` arm, or `scratch` for no such arm."""
-    arms: tuple[Arm, ...] = ("scratch", "pretrained")
-    """Ways of initialising that are compared; `pretrained` needs a start."""
-    protocol: Literal["full", "linear", "knn"] = "full"
-    """full: all weights are trained. linear: one layer on frozen features.
-    knn: vote of the nearest training samples."""
-    encoder: AnyEncoderSettings | None = field(default=None, metadata={"without_kind": EncoderSettings})
-    """Needed without a start; with one, leave it out."""
-    initialisation: Initialisation = "xavier"
-    """How the weights of the scratch arm are drawn. mimetic: attention that looks trained (Trockman & Kolter 2023)."""
-    drop_path: float = 0.0
-    """Stochastic depth while fine-tuning."""
-    flexible_patches: PatchSizes = ()
-    """Patch sizes like [[8, 8], [16, 16]], of which every step draws one (FlexiViT), with protocol full; empty: always
-    the encoder's own, which validation, test and prediction use in any case."""
-    adapters: tuple[AdapterSettings, ...] = ()
-    """Small parts that are added to the pretrained encoder, in this order; then they and the head alone are trained.
-    The scratch arm is trained whole all the same, since adapters on random weights show nothing. Empty: all is
-    trained."""
-    head: HeadSettings = field(default_factory=SampleHead)
-    """What turns features into predictions; protocol knn takes kind: nearest."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Every arm is trained once per seed (head, order, augmentation; weights too when from scratch)."""
-    grid: tuple[float, ...] = (5e-4,)
-    """Peak learning rates tried in every arm; the one with the lowest mean validation loss over seeds is taken."""
-    optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(steps=500, batch_size=32, betas=(0.9, 0.999)))
-    """Steps and batch. `learning_rate` is replaced by the grid's."""
-    patience: int = 4
-    """Validations without a better loss before a training stops; 0: never stop early."""
-    validations: int = 10
-    """How often the validation loss is looked at."""
-    augment: dict[str, Any] | None = None
-    """The domain's augmentation settings; null: none."""
-    imbalance: Imbalance = field(default_factory=Imbalance)
-    """Class weights."""
-    label_smoothing: float = 0.0
-    """Share of a label spread over all classes (single_label)."""
-    label_share: float = 1.0
-    """Use this share of the labelled training groups (the budget), the same ones in every arm and seed."""
-    label_seed: int = 0
-    """Which groups those are; a smaller share of the same seed is part of a larger one."""
-    machine: Machine = field(default_factory=Machine)
-    """Devices and precision."""
-
-    def __post_init__(self) -> None:
-        if not self.seeds or not self.grid or not self.arms:
-            raise ValueError("seeds, grid and arms need at least one entry each.")
-        if not 0 < self.label_share <= 1:
-            raise ValueError(f"label_share: found {self.label_share}, expected a share in (0, 1].")
-        if (self.protocol == "knn") != isinstance(self.head, NearestHead):
-            raise ValueError(f"protocol {self.protocol} does not go with head {self.head.kind}: "
-                             "knn takes kind: nearest, the others kind: sample.")
-        if checkpoints.is_scratch(self.start) and self.encoder is None:
-            raise ValueError("`start` is scratch, so `encoder` must be given.")
-        if self.flexible_patches and (self.protocol != "full" or not isinstance(self.head, SampleHead)):
-            raise ValueError(f"flexible_patches: found protocol {self.protocol} with head {self.head.kind}, expected "
-                             "full with sample: the kernel must be trained, and a head that answers per patch has one "
-                             "size. Leave flexible_patches out.")
-        if self.adapters and self.protocol != "full":
-            raise ValueError(f"adapters: found {len(self.adapters)} with protocol {self.protocol}, expected protocol "
-                             "full: the others train nothing inside the encoder. Leave one of the two out.")
-        if self.adapters and self.optimisation.layer_decay != 1:
-            raise ValueError(f"adapters: found layer_decay {self.optimisation.layer_decay}, expected 1: what is new in "
-                             "early blocks has as far to go as what is new in late ones. Leave layer_decay out.")
-        if self.adapters and self.flexible_patches:
-            raise ValueError("adapters: found flexible_patches beside them, expected one of the two: the patch kernel "
-                             "is frozen under adapters. Leave flexible_patches out.")
-        if self.machine.strategy == "fsdp":
-            raise ValueError("machine.strategy: found fsdp, expected auto or ddp: fine-tuning keeps its best weights "
-                             "whole on each device. Leave it out.")
-        if self.initialisation != "xavier" and "scratch" not in self.arms:
-            raise ValueError(f"initialisation {self.initialisation} is for the scratch arm; found arms "
-                             f"{list(self.arms)}. Leave `initialisation` out, or add the arm.")
 
 
 @dataclass(frozen=True)
@@ -160,37 +70,53 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
         SettingsError, ContractMismatch, CheckpointError, TrainingFailed, ValueError: each a sentence for the user.
     """
     prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
-    labels = prepared.labels(settings.task)
-    task = prepared.contract.tasks[settings.task]
-    train, val = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
+    rows = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
     start = resolve_start(settings, prepared.contract, root)
     for sentence in start.said:
         print(f"start: {sentence}")
     if settings.flexible_patches:
         check_sizes(settings.flexible_patches, start.encoder, start.contract.size)
-    augment = build_augment(name, settings)
-    arms = [arm for arm in settings.arms if arm == "scratch" or not checkpoints.is_scratch(settings.start)]
     work = work_folder(root, "finetune", name, [settings, prepared.digest, start.record.get("weights_sha256", "")],
                        resume_despite_code_change)
-    code = domain_code(settings.domain)
     inputs = {f"data/prepared/{settings.data}": prepared.digest}
     if start.record:
         inputs[settings.start] = start.record["weights_sha256"]
     with tracking.open_run(stage="finetune", name=name, root=root, settings=plain(settings), inputs=inputs,
                            domain=settings.domain, fingerprint=work.fingerprint, resume_folder=work.folder) as tracked:
         tracked.tag("resume.despite_code_change", str(work.despite_code_change).lower())
-        trials = []
-        for arm in arms:
-            begin = start if arm == "pretrained" else start.random()
-            sources = tuple(Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
-            for seed in settings.seeds:
-                for rate in settings.grid if settings.protocol == "full" else settings.grid[:1]:
-                    trials.append(trial(name, settings, task, arm, seed, rate, begin, sources, augment, work, tracked))
+        if settings.processes > 1:
+            _train_side_by_side(name, settings, root, work, tracked)
+        trials = trainings(name, settings, prepared, start, work, tracked)
         if follows():
             return {}
-        summary = _publish(name, settings, root, arms, trials, start, work, (len(train), len(val)), tracked)
+        summary = _publish(name, settings, root, trials, start, work, rows)
         work.finish()
         return summary
+
+
+def trainings(name: str, settings: FinetuneRun, prepared: Prepared, start: Start, work: Work, tracked: Any,
+              share: slice = slice(None)) -> list[Trial]:
+    """Every training of the run, or a share of them; those that are in the work folder already are not done again."""
+    labels = prepared.labels(settings.task)
+    rows = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
+    code = domain_code(settings.domain)
+    train, val = (Source(prepared, start.contract, code, part, labels) for part in rows)
+    task, augment = prepared.contract.tasks[settings.task], build_augment(name, settings)
+    begins = {arm: start if arm == "pretrained" else start.random() for arm in settings.arms
+              if arm == "scratch" or not checkpoints.is_scratch(settings.start)}
+    asked = [(arm, seed, rate) for arm in begins for seed in settings.seeds
+             for rate in (settings.grid if settings.protocol == "full" else settings.grid[:1])]
+    return [trial(name, settings, task, arm, seed, rate, begins[arm], (train, val), augment, work, tracked)
+            for arm, seed, rate in asked[share]]
+
+
+def _train_side_by_side(name: str, settings: FinetuneRun, root: Path, work: Work, tracked: Any) -> None:
+    """Leave finished trainings in the work folder; what a process could not train is trained here afterwards."""
+    request = {"name": name, "settings": plain(settings), "root": str(root.resolve()),
+               "work": {**dataclasses.asdict(work), "folder": str(work.folder.resolve())}}
+    if failed := side_by_side("pipelines.finetune_share", request, settings.processes, tracked.metrics):
+        print(f"finetune {name}: {failed} of {settings.processes} processes ended early; what they leave is trained "
+              "here.")
 
 
 def resolve_start(settings: FinetuneRun, data: Contract, root: Path) -> Start:
@@ -320,7 +246,7 @@ def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, 
               restore_watch=best.update, title=f"{name} {arm} seed {seed} lr {rate:g}")
     if seed == settings.seeds[0] and rate == settings.grid[0] and arm == settings.arms[0]:
         announce(f"finetune {name}", job, num_samples=len(train.rows),
-                 repeats=len(settings.arms) * len(settings.seeds) * len(settings.grid))
+                 repeats=len(settings.arms) * len(settings.seeds) * len(settings.grid), at_once=settings.processes)
     try:
         with with_memory_advice(plan.batch_size, settings.machine.accumulate):
             done = fit(job)
@@ -342,10 +268,11 @@ def validation_loss(model: Tuned, val: Source, device: torch.device) -> float:
     return float(loss)
 
 
-def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], trials: list[Trial], start: Start,
-             work: Work, num_rows: tuple[int, int], tracked: Any) -> dict[str, Any]:
+def _publish(name: str, settings: FinetuneRun, root: Path, trials: list[Trial], start: Start, work: Work,
+             rows: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
     """Choose each arm's learning rate by mean validation loss, keep its seeds, write summary and report."""
     chosen: dict[str, Any] = {}
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
     with folder_in_the_making(root / "artifacts/finetune" / name) as making:
         for arm in arms:
             own = [trial for trial in trials if trial.arm == arm]
@@ -357,12 +284,12 @@ def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], tria
                            "val_loss_by_seed": {t.seed: t.val_loss for t in kept}, "steps": sum(t.steps for t in own),
                            "trained_weights": kept[0].trained, "weights": kept[0].weights}
             for trial in kept:
-                _copy(trial.folder / "model", making / arm / f"seed{trial.seed}")
+                shutil.copytree(trial.folder / "model", making / arm / f"seed{trial.seed}")
         provenance = start.record.get("provenance", {})
         summary = {"domain": settings.domain, "data": settings.data, "task": settings.task,
                    "protocol": settings.protocol, "start": settings.start, "arms": arms,
                    "seeds": list(settings.seeds), "grid": list(settings.grid),
-                   "train_rows": num_rows[0], "val_rows": num_rows[1], "chosen": chosen,
+                   "train_rows": len(rows[0]), "val_rows": len(rows[1]), "chosen": chosen,
                    "cost": {"pretrain_steps": provenance.get("steps", 0),
                             "finetune_steps": {arm: chosen[arm]["steps"] for arm in arms}},
                    **start.provenance(), "resumed_despite_code_change": work.despite_code_change}
@@ -379,7 +306,3 @@ def _publish(name: str, settings: FinetuneRun, root: Path, arms: list[Any], tria
     for skips in sorted(work.folder.glob("skipped-*.csv")):
         shutil.copy(skips, reports / skips.name)
     return {**summary, "cost": cost}
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)

@@ -17,6 +17,7 @@ import yaml
 from domains.publish import write_text
 from pipelines import evaluate, finetune, ingest
 from pipelines.checkpoints import SCRATCH, is_scratch, read_record
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.init import READ, look
 from pipelines.settings import SettingsError, build, changes_of
 
@@ -57,7 +58,7 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
     text = yaml.safe_dump(paragraphs, sort_keys=False)
     print(f"# settings of this run, as params.yaml would have them\n{text}")
     data_run = build(ingest.DataRun, paragraphs["ingest"][name], f"ingest.{name}")
-    tuning = build(finetune.FinetuneRun, paragraphs["finetune"][name], f"finetune.{name}")
+    tuning = build(FinetuneRun, paragraphs["finetune"][name], f"finetune.{name}")
     scoring = build(evaluate.EvaluateRun, paragraphs["evaluate"][name], f"evaluate.{name}")
     ingest.run(name, data_run, root)
     finetune.run(name, tuning, root)

@@ -7,7 +7,6 @@ scored on the same test rows. Cells are kept, so that a killed verdict goes on a
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -24,11 +23,13 @@ from pipelines import metrics, tracking, verdict_report
 from pipelines.cells import Cell, Told, code_of, compute, known, npy, place
 from pipelines.checkpoints import is_scratch
 from pipelines.evaluate import Leak, groups_seen
-from pipelines.finetune import FinetuneRun, resolve_start
+from pipelines.finetune import resolve_start
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.floor_features import FloorSettings
 from pipelines.floors import floor
 from pipelines.label_efficiency import Curve, Worth, gains, worth
 from pipelines.settings import build, plain
+from pipelines.side_by_side import environment_of
 from pipelines.starts import Start
 from pipelines.uncertainty import Estimate, Spread, estimates, spread
 from pipelines.verdict_report import Answer, Way
@@ -168,6 +169,9 @@ def tunings(name: str, settings: VerdictRun) -> dict[str, FinetuneRun]:
         if all(isinstance(one, dict) for one in both):
             paragraph["optimisation"] = {**both[0], **both[1]}  # type: ignore[dict-item]
         runs[adaptation] = build(FinetuneRun, paragraph, f"verdict.{name}.adaptations.{adaptation}")
+    if any(run.processes > 1 for run in runs.values()):
+        raise ValueError(f"verdict.{name}.tuning.processes: found above 1, expected 1: cells are trained at once by "
+                         f"verdict.{name}.processes. Set that one.")
     first = next(iter(runs))
     if runs[first].protocol != "full" or runs[first].adapters:
         raise ValueError(f"verdict.{name}.adaptations: found {first} first, which does not train everything, expected "
@@ -236,23 +240,12 @@ def _train(cells: list[Cell], folders: dict[Cell, Path], prepared: Prepared, sta
 
 def _in_processes(name: str, count: int, root: Path) -> None:
     """Train shares of the cells in processes of their own; what one leaves behind is trained here afterwards."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    children = []
-    for i in range(count):
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "LACUNA_TRACKING": "off"}
-        if gpus := _gpus():
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
-        children.append(subprocess.Popen([sys.executable, "-P", "-m", "lacuna", "verdict", name, "--cells",
-                                          f"{i}/{count}"], cwd=root, env=environment))
+    children = [subprocess.Popen([sys.executable, "-P", "-m", "lacuna", "verdict", name, "--cells", f"{i}/{count}"],
+                                 cwd=root, env={**environment_of(i, count), "LACUNA_TRACKING": "off"})
+                for i in range(count)]
     failed = [child.args for child in children if child.wait() != 0]
     if failed:
         print(f"verdict {name}: {len(failed)} of {count} processes ended early; their cells are trained here.")
-
-
-def _gpus() -> list[str]:
-    import torch
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [one for one in given.split(",") if one] or [str(i) for i in range(torch.cuda.device_count())]
 
 
 # ---- answers ----

@@ -13,7 +13,7 @@ from models.adapters.adapter import AdapterSettings
 from models.encoder.mask_lists import num_visible
 from models.heads.tuned import HeadSettings
 from pipelines.batches import domain_code
-from pipelines.finetune import FinetuneRun
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build

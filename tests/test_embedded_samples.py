@@ -19,6 +19,7 @@ from domains.sample import Task
 from domains.store import Prepared, open_prepared
 from pipelines import finetune, ingest, sample
 from pipelines.batches import Source, domain_code
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.floor_features import FloorSettings, ManifestFloor
 from pipelines.floors import floor
 from pipelines.pretrain import PretrainRun
@@ -39,7 +40,7 @@ class Made:
 
     root: Path
     name: str
-    tuning: finetune.FinetuneRun
+    tuning: FinetuneRun
     prepared: Prepared
     sources: list[str]
 
@@ -67,7 +68,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     patch.setenv("LACUNA_TRACKING", "off")
     sample.run(name, build(sample.SampleRun, PARAMS["sample"][name], name), root)
     data = build(ingest.DataRun, PARAMS["ingest"][name], name)
-    tuning = build(finetune.FinetuneRun, PARAMS["finetune"][name], name)
+    tuning = build(FinetuneRun, PARAMS["finetune"][name], name)
     encoder = build(PretrainRun, PARAMS["pretrain"][name], name).encoder
     with (root / data.files.manifest).open(newline="") as file:
         sources = sorted({row["source"] for row in csv.DictReader(file)})

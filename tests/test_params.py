@@ -14,7 +14,8 @@ from models.encoder.chance import chance_of
 from models.objectives.objective import build_objective
 from pipelines.batches import domain_code
 from pipelines.evaluate import EvaluateRun
-from pipelines.finetune import FinetuneRun, build_augment
+from pipelines.finetune import build_augment
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.sample import SampleRun

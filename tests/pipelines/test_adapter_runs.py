@@ -17,7 +17,7 @@ from pipelines import evaluate, finetune, pretrain
 from pipelines.batches import Source, domain_code
 from pipelines.checkpoints import CheckpointError, load_encoder
 from pipelines.evaluate import EvaluateRun
-from pipelines.finetune import FinetuneRun
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
 from pipelines.tuned_checkpoints import fold, load_tuned, predict

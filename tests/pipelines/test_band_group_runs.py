@@ -11,7 +11,7 @@ from PIL import Image
 
 from domains import contract as contracts
 from pipelines import finetune, pretrain
-from pipelines.finetune import FinetuneRun
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
 from pipelines.tuned_checkpoints import load_tuned

@@ -10,6 +10,7 @@ from models.encoder.patches import see_all
 from models.published.translation import CannotImport
 from pipelines import finetune, pretrain
 from pipelines.checkpoints import load_encoder
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.import_published import import_file, load_imported
 from pipelines.open_published import open_published
 from pipelines.settings import build
@@ -124,13 +125,13 @@ def test_a_classifier_that_the_layout_would_misread_is_refused(tmp_path, pretrai
     paragraph = {"domain": "medical", "data": "xray", "task": "bright", "start": "artifacts/pretrain/xray",
                  "arms": ["pretrained"], "seeds": [0], "validations": 1, "machine": {"accelerator": "cpu"},
                  "optimisation": {"steps": 1, "batch_size": 8}}
-    finetune.run("ours", build(finetune.FinetuneRun, paragraph, "test"), pretrained)
+    finetune.run("ours", build(FinetuneRun, paragraph, "test"), pretrained)
     folder = pretrained / "artifacts/finetune/ours/pretrained/seed0"
     with pytest.raises(CannotImport, match="MAE's layout holds classifiers of one layer.*--encoder-only"):
         export_weights(folder, tmp_path / "file.pth", "mae")
     export_weights(folder, tmp_path / "file.pth", "mae", encoder_only=True)
     head = {"kind": "sample", "pool": "summary", "norm": "none"}
-    finetune.run("theirs", build(finetune.FinetuneRun, {**paragraph, "head": head}, "test"), pretrained)
+    finetune.run("theirs", build(FinetuneRun, {**paragraph, "head": head}, "test"), pretrained)
     export_weights(pretrained / "artifacts/finetune/theirs/pretrained/seed0", tmp_path / "file.pth", "mae")
     import_file(tmp_path / "file.pth", tmp_path / "back", given={"num_heads": 2, "channels": ["grey"]})
     assert load_imported(tmp_path / "back")[0].head.settings.pool == "summary"

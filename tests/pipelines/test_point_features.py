@@ -15,7 +15,7 @@ from domains.contract import ContractMismatch
 from domains.store import open_prepared
 from pipelines import finetune, ingest, pretrain
 from pipelines.describe import describe
-from pipelines.finetune import FinetuneRun
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build

@@ -14,6 +14,7 @@ from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from pipelines import checkpoints, finetune, pretrain
 from pipelines.checkpoints import CheckpointError, load_encoder
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.import_published import import_file
 from pipelines.settings import build, plain
 from pipelines.starts import resolve
@@ -203,7 +204,7 @@ def test_the_arm_from_scratch_has_the_fixed_positions_and_nothing_else_of_the_we
 def test_an_imported_file_is_fine_tuned_on_films_and_the_result_says_where_it_comes_from(tmp_path, capsys):
     prepare(tmp_path / "data/prepared/xray")
     path = published(tmp_path)
-    settings = build(finetune.FinetuneRun, {
+    settings = build(FinetuneRun, {
         "domain": "medical", "data": "xray", "task": "bright", "start": path, "seeds": [0], "validations": 1,
         "optimisation": {"steps": 4, "batch_size": 8}, "machine": {"accelerator": "cpu"}}, "test")
     summary = finetune.run("films", settings, tmp_path)

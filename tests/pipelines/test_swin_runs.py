@@ -10,7 +10,7 @@ import pytest
 from models.encoder.swin import SwinSettings
 from models.encoder.transformer import EncoderSettings
 from pipelines import checkpoints, finetune, pretrain
-from pipelines.finetune import FinetuneRun
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build, plain
 from pipelines.tuned_checkpoints import load_tuned

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines import finetune, pretrain, verdict
 from pipelines.evaluate import Leak
-from pipelines.finetune import FinetuneRun
+from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
 from pipelines.verdict import VerdictRun
