@@ -20,7 +20,7 @@ def fetch_any(what: str, out: Path | None, mirror: str = "", download: bool = Tr
     if not what:
         return listing(), True
     if not is_url(what):
-        return fetch_named(what, out or Path("data/raw") / what, mirror, download, bar=bar), True
+        return fetch_named(what, out or Path("data/raw") / what, mirror, download, bar=bar)
     if out is None:
         raise ValueError("fetch: found an address without --out, expected the folder to copy to.")
     number, failures = fetch_folder(what, out, checksums, Transfer(), bar)

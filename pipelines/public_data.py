@@ -46,8 +46,9 @@ def listing() -> str:
 
 
 def fetch_named(name: str, out: Path, mirror: str = "", download: bool = True, how: Transfer | None = None,
-                bar: Bar = lambda items, total, what: items) -> str:
-    """Fetch what can be fetched, unpack it, write manifest.csv. Returns what was done and the params.yaml paragraph.
+                bar: Bar = lambda items, total, what: items) -> tuple[str, bool]:
+    """Fetch what can be fetched, unpack it, write manifest.csv of what is there. Returns what was done with the
+    params.yaml paragraph, and whether all came; what did not is told with what to do.
 
     Args:
         mirror: an address that holds the same archives under their names (for The Cancer Imaging Archive: its REST
@@ -64,6 +65,7 @@ def fetch_named(name: str, out: Path, mirror: str = "", download: bool = True, h
                          "lists them.")
     chosen, how = SETS[name], how or Transfer(max_file_gb=200.0)
     said: list[str] = []
+    lacking: list[str] = []
     if download:
         for archive in chosen.archives:
             said.append(_fetch_archive(archive, out, mirror, how))
@@ -71,9 +73,13 @@ def fetch_named(name: str, out: Path, mirror: str = "", download: bool = True, h
             failed = fetch_collection(chosen.collection, "CT", out, how, mirror,
                                       lambda items, total: bar(items, total, f"fetch {name}"))
             if failed:
-                said += [f"NOT FETCHED: {len(failed)} series; the same command tries them again", *failed[:10]]
+                lacking += [f"NOT FETCHED: {len(failed)} series, which the manifest lacks. Remedy: the same command "
+                            "fetches them again, and nothing else", *failed[:10]]
     if chosen.clouds_in_hdf5 and out.is_dir():
-        said += _write_clouds(out, chosen.clouds_in_hdf5)
+        refused = _write_clouds(out, chosen.clouds_in_hdf5)
+        if refused:
+            lacking += [f"REFUSED: {len(refused)} files, whose clouds the manifest lacks. Remedy: get them again from "
+                        f"{chosen.home} and repeat the command, or remove them if they are not wanted", *refused[:10]]
     try:
         rows = list(chosen.layout(out, _table))
     except NotLikeIt as fault:
@@ -81,7 +87,7 @@ def fetch_named(name: str, out: Path, mirror: str = "", download: bool = True, h
         raise ValueError(f"fetch {name}: {fault}{steps} ({chosen.home})") from fault
     write_text(out / "manifest.csv", _manifest(rows))
     said.append(f"{len(rows)} rows: {out / 'manifest.csv'}. Licence: {chosen.licence}.")
-    return "\n".join([*said, "For params.yaml:", "", paragraph(chosen, out, rows)])
+    return "\n".join([*lacking, *said, "For params.yaml:", "", paragraph(chosen, out, rows)]), not lacking
 
 
 def _fetch_archive(archive: Archive, out: Path, mirror: str, how: Transfer) -> str:
@@ -101,22 +107,23 @@ def _fetch_archive(archive: Archive, out: Path, mirror: str, how: Transfer) -> s
 
 
 def _write_clouds(out: Path, pattern: str) -> list[str]:
-    """HDF5 files, read in limited processes, to clouds/<variant>/<train or test>/<class>_<number>.npy."""
-    said = []
+    """HDF5 files, read in limited processes, to clouds/<variant>/<train or test>/<class>_<number>.npy. Returns
+    sentences on those that were refused."""
+    refused = []
     files = sorted(path for path in out.rglob(pattern) if path.is_file())
     rows = [ManifestRow(path, path.relative_to(out).as_posix(), "", "", "") for path in files]
     from domains.pointcloud.hdf5_clouds import Clouds
     numbers = [count() for _ in rows]
     for outcome in read_all(rows, Reader("domains.pointcloud.hdf5_clouds", Clouds()), Limits()):
         if outcome.reason:
-            said.append(f"{outcome.row.key}: REFUSED: {outcome.reason}")
+            refused.append(f"{outcome.row.key}: {outcome.reason}")
         part, _, rest = outcome.row.path.stem.partition("_")
         folder = out / "clouds" / f"{outcome.row.path.parent.name}.{rest}" / ("test" if part == "test" else "train")
         for piece in outcome.pieces:
             content = io.BytesIO()
             np.save(content, piece.values, allow_pickle=False)
             write_bytes(folder / f"{piece.facts['label']}_{next(numbers[outcome.index]):05d}.npy", content.getvalue())
-    return said
+    return refused
 
 
 def _table(path: Path) -> list[Row]:

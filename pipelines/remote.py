@@ -13,9 +13,11 @@ import io
 import json
 import re
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, overload
 from urllib.parse import quote, urlsplit
@@ -91,6 +93,7 @@ class Source:
         self.stored = urlsplit(self.url).scheme in object_store.STORES
         self.listed = self._list()
         self.sums = self._read_sums(root)
+        self._names = sorted(self.listed or self.sums)
         self.files = dataclasses.replace(files, folder=str(self.folder), manifest=self._manifest(files, root))
 
     # ---- what there is ----
@@ -139,14 +142,13 @@ class Source:
         if files.manifest:
             name = files.manifest.removeprefix(self.url + "/")
             return str(self._beside(name, "manifest.csv"))
-        names = sorted(self.listed or self.sums)
-        if not names:
+        if not self._names:
             raise ValueError("files.manifest: found none, and files.folder cannot be listed or is empty. Expected a "
                              "manifest, or remote.checksums, which lists what a web server has.")
         text = io.StringIO()
         writer = csv.DictWriter(text, ["path", "split", "label"], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(folder_line(tuple(name.split("/"))) for name in names)
+        writer.writerows(folder_line(tuple(name.split("/"))) for name in self._names)
         write_text(self.base / LISTING, text.getvalue())
         return str(self.base / LISTING)
 
@@ -175,7 +177,10 @@ class Source:
                 self.fetch_file(name, *(sums if path == row.path else ("", "")))
 
     def _inside(self, folder: str) -> list[str]:
-        return [name for name in (self.listed or self.sums) if name.startswith(folder + "/")]
+        """What lies in a folder: neighbours among the sorted names, so that a row per folder does not go through all.
+        """
+        begin = bisect_left(self._names, folder + "/")
+        return list(takewhile(lambda name: name.startswith(folder + "/"), islice(self._names, begin, None)))
 
     def fetch_file(self, name: str, sha256: str = "", md5: str = "") -> None:
         """Have one file here, in its current version. Raises NotFetched."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,18 @@ def _shared(what: str) -> Path:
     if not folder.is_dir():
         pytest.skip(WHY_SKIPPED.format(what=what))
     return folder
+
+
+@pytest.fixture
+def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages keep no runs."""
+    monkeypatch.setenv("LACUNA_TRACKING", "off")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads that failed are tried again at once."""
+    monkeypatch.setattr("pipelines.download.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import download
 from pipelines.download import fetch
 from pipelines.https import refuse_address
 from pipelines.object_store import store
@@ -17,8 +16,7 @@ FILM = bytes(range(256)) * 4096
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # type: ignore[attr-defined]
+def site(no_waiting: None) -> Iterator[Site]:
     with serving(Site({"a.bin": FILM})) as made:
         yield made
 

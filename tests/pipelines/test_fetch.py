@@ -6,15 +6,13 @@ from pathlib import Path
 import pytest
 
 from domains import seal
-from pipelines import download
 from pipelines.fetch import fetch_any
 from tests.pipelines.loopback import Site, serving
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def prepared(tmp_path: Path, no_waiting: None) -> Iterator[Site]:
     """A sealed folder on a web server."""
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # type: ignore[attr-defined]
     folder = tmp_path / "far"
     (folder / "inner").mkdir(parents=True)
     for name in ("shard-00000.npy", "contract.json", "inner/more.bin"):

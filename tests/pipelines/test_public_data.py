@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from domains.manifest import read_manifest
-from pipelines import download, public_data
+from pipelines import cli, public_data
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.public_data import SETS, fetch_named, listing
 from pipelines.settings import build
@@ -31,8 +31,7 @@ SCENE = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # type: ignore[attr-defined]
+def site(no_waiting: None) -> Iterator[Site]:
     with serving(Site()) as made:
         yield made
 
@@ -66,8 +65,10 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run_of(said: str) -> DataRun:
+def run_of(fetched: tuple[str, bool]) -> DataRun:
     """The printed paragraph, as ingest would take it: settings that build, and a manifest that reads."""
+    said, whole = fetched
+    assert whole
     name, raw = next(iter(yaml.safe_load(said.split("For params.yaml:")[1])["ingest"].items()))
     run = build(DataRun, raw, name)
     reader = domain_reader(run.domain)
@@ -118,8 +119,9 @@ def test_lidc_by_the_interface_of_its_archive(tmp_path: Path, site: Site) -> Non
     site.queries["getImageWithMD5Hash?SeriesInstanceUID=1.2.3"] = good
     site.queries["getImageWithMD5Hash?SeriesInstanceUID=1.2.4"] = zipped({**slices, "1-2.dcm": b"TWO",
                                                                          "md5hashes.csv": sums.encode()})
-    said = fetch_named("lidc", tmp_path, site.url, how=Transfer(parallel=1, retries=0))
-    assert "NOT FETCHED: 2 series" in said and "md5" in said and "answered 404" in said
+    said, whole = fetch_named("lidc", tmp_path, site.url, how=Transfer(parallel=1, retries=0))
+    assert not whole and "NOT FETCHED: 2 series" in said and "the same command" in said
+    assert "md5" in said and "answered 404" in said
     assert [(row["path"], row["group"]) for row in rows(tmp_path)] == [
         ("LIDC-IDRI/LIDC-IDRI-0001/1.2/1.2.3", "LIDC-IDRI-0001")]
     site.queries["getImageWithMD5Hash?SeriesInstanceUID=1.2.4"] = good
@@ -128,6 +130,21 @@ def test_lidc_by_the_interface_of_its_archive(tmp_path: Path, site: Site) -> Non
     run_of(fetch_named("lidc", tmp_path, site.url))
     assert len(rows(tmp_path)) == 3 and len(site.asked) == 3
     assert not list(tmp_path.parent.glob("x"))
+
+
+def test_the_command_fails_and_says_what_to_do_when_a_part_did_not_come(
+        tmp_path: Path, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    slices = {"1-1.dcm": b"one", "md5hashes.csv": f"Filename,MD5Hash\n1-1.dcm,{hashlib.md5(b'one').hexdigest()}\n"
+              .encode()}
+    site.queries["getSeries?Collection=LIDC-IDRI&Modality=CT&format=json"] = json.dumps(
+        [series("1.2.3"), series("1.2.4")]).encode()
+    site.queries["getImageWithMD5Hash?SeriesInstanceUID=1.2.3"] = zipped(slices)
+    command = ["fetch", "lidc", "--out", str(tmp_path), "--mirror", site.url]
+    assert cli.main(command) != 0
+    assert "NOT FETCHED: 1 series" in (said := capsys.readouterr().out) and "Remedy: the same command" in said
+    site.queries["getImageWithMD5Hash?SeriesInstanceUID=1.2.4"] = zipped(slices)
+    assert cli.main(command) == 0
+    assert "NOT FETCHED" not in capsys.readouterr().out
 
 
 def test_eurosat(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +205,9 @@ def test_scanobjectnn_out_of_hdf5(tmp_path: Path) -> None:
     (folder / "test_objectdataset_augmentedrot_scale75.h5").write_bytes(b"no HDF5")
     with h5py.File(folder / "training_objectdataset_augmentedrot_scale75.h5", "w") as file:
         file["data"], file["label"] = h5py.ExternalLink("training_objectdataset.h5", "data"), np.arange(600)
-    said = fetch_named("scanobjectnn", tmp_path)
-    assert said.count("REFUSED") == 2 and "no array data of its own" in said
-    run_of(said)
+    said, whole = fetch_named("scanobjectnn", tmp_path)
+    assert not whole and "REFUSED: 2 files" in said and "no array data of its own" in said
+    run_of((said, True))
     found = rows(tmp_path)
     assert len(found) == 605 and sum(row["split"] == "test" for row in found) == 5
     one = next(row for row in found if row["path"].endswith("train/1_00586.npy"))
