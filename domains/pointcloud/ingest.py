@@ -157,7 +157,9 @@ def _piece(cloud: Cloud, extent: Extent, top: dict[str, float], facts: dict[str,
     """Choose, centre and scale. In random order the first k points are a fair sample for any k; chosen farthest first
     they are the k that cover the shape best."""
     if extent.count < settings.min_points:
-        raise Refused(f"found {extent.count} finite points, expected at least {settings.min_points} (min_points)")
+        noise = f" besides {facts['dropped_noise']} marked as noise (drop_noise)" if facts.get("dropped_noise") else ""
+        raise Refused(f"found {extent.count} finite points{noise}, expected at least {settings.min_points} "
+                      "(min_points)")
     cloud = cloud.take(_chosen(cloud.xyz, settings, rng))
     with np.errstate(over="ignore", invalid="ignore"):  # of coordinates that only damage makes so large
         centre = cloud.xyz.mean(axis=0)
@@ -260,7 +262,8 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
     if settings.tile_metres:
         return _of_chips(chips, facts, settings, y_up, rng)
     if streamed:
-        _, extent, cloud = next(chips.chips())
+        nothing = (0, 0), _extent(join([])), join([])  # where every point was left out; `_piece` refuses it
+        _, extent, cloud = next(chips.chips(), nothing)
         return [_piece(cloud, extent, chips.largest, facts, settings, rng, on_a_map=not y_up)]
     cloud = join(whole)
     return [_piece(cloud, _extent(cloud), largest(cloud), facts, settings, rng, on_a_map=not y_up)]

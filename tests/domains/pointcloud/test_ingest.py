@@ -191,6 +191,15 @@ def test_points_marked_as_noise_are_left_out_unless_asked_for(tmp_path: Path) ->
     assert len(read(row(tmp_path / "a.las"), Points(size=(64,), drop_noise=False))[0].values) == 200
 
 
+@pytest.mark.parametrize("whole", [100, 10_000])
+def test_a_survey_of_noise_alone_is_refused_in_a_sentence_at_any_size(tmp_path: Path, whole: int,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "WHOLE", whole)
+    write_las(tmp_path / "a.las", cloud(), np.full(200, 7))
+    with pytest.raises(Refused, match="found 0 finite points besides 200 marked as noise .* expected at least"):
+        read(row(tmp_path / "a.las"), PLAIN)
+
+
 def damaged(tmp_path: Path, what: str) -> Path:
     points, path = cloud(), tmp_path / what.split()[0]
     if path.suffix == ".off":
