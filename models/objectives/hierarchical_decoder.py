@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from models.encoder.patches import Features, Mask, Patches
 from models.encoder.positions import PositionSettings
-from models.encoder.transformer import Attention, Encoder, EncoderSettings, init_linear
+from models.encoder.transformer import Attention, Encoder, EncoderSettings, fused_attention, init_linear
 from models.objectives.decoders import DecoderSettings, TransformerDecoder
 
 
@@ -80,7 +80,7 @@ class CrossAttention(nn.Module):
         batch, count, width = x.shape
         q = self.q(x).reshape(batch, count, self.num_heads, -1).transpose(1, 2)                 # B h L D/h
         k, v = self.kv(memory).reshape(batch, memory.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        y = scaled_dot_product_attention(q, k, v, attn_mask=None if valid is None else valid[:, None, None])
+        y = fused_attention(q, k, v, None if valid is None else valid[:, None, None])
         return self.proj(y.transpose(1, 2).reshape(batch, count, width))
 
 

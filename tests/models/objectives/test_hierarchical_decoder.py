@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from models.encoder import transformer
 from models.encoder.chance import chance_of
 from models.encoder.masking import ChannelMasking, RandomMasking
 from models.encoder.patches import Mask
 from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
-from models.objectives.hierarchical_decoder import HierarchicalDecoderSettings
+from models.objectives.hierarchical_decoder import CrossAttention, HierarchicalDecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import ChamferReadout, PixelReadout
 
@@ -61,6 +62,20 @@ def test_each_block_looks_at_its_own_layer_of_the_encoder():
     first, second = features.layers
     assert torch.equal(model.encoder.norm(first[:, 1:]), features.tokens), "taps are given in the order asked for"
     assert not torch.equal(first, second)
+
+
+def test_attention_to_the_memory_is_computed_in_float32_on_a_cpu_like_every_other(monkeypatch):
+    taken = []
+
+    def attention(q, k, v, attn_mask=None):
+        taken.append(q.dtype)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(transformer, "scaled_dot_product_attention", attention)
+    cross = CrossAttention(16, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        cross(torch.randn(2, 5, 16), torch.randn(2, 7, 16), None)
+    assert taken == [torch.float32]
 
 
 def test_filler_among_visible_and_hidden_patches_changes_nothing():
