@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +38,19 @@ class Seal:
     """What the folder's content is called in checkpoints that were made from it; see `Prepared.digest`."""
 
 
-def write(folder: Path, digest: str = "", progress: Progress | None = None) -> None:
-    """Hash every file of a folder that is complete, and write the seal into it."""
+def write(folder: Path, digest: str = "", progress: Progress | None = None,
+          known: Mapping[str, str] | None = None) -> None:
+    """Hash every file of a folder that is complete, and write the seal into it.
+
+    Args:
+        known: sha256 of files that the caller has just hashed, by name: weights are large.
+    """
+    known = known or {}
     names = files(folder)
-    hashed = hash_files(folder, names)
-    lines = [f"{value}  {name}\n" for name, value in (progress(hashed, len(names)) if progress else hashed)]
+    left = [name for name in names if name not in known]
+    hashed = hash_files(folder, left)
+    hashes = {**dict(progress(hashed, len(left)) if progress else hashed), **known}
+    lines = [f"{hashes[name]}  {name}\n" for name in names]
     text = "".join([f"# every file here; `lacuna verify` compares, and so does `sha256sum --check {SEAL}`\n",
                     f"# digest {digest}\n", *lines])
     write_text(folder / SEAL, f"{text}{_LAST}{_sha256(text)}\n")

@@ -72,9 +72,10 @@ def write_parts(folder: Path, parts: Mapping[str, Part], contract: Contract, rec
     save_file(weights, folder / WEIGHTS)
     sync_file(folder / WEIGHTS)
     contracts.save(contract, folder / CONTRACT)
-    record = {"format_version": FORMAT_VERSION, "weights_sha256": seal.hash_file(folder / WEIGHTS), **plain(record)}
+    weights_sha256 = seal.hash_file(folder / WEIGHTS)
+    record = {"format_version": FORMAT_VERSION, "weights_sha256": weights_sha256, **plain(record)}
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    seal.write(folder)
+    seal.write(folder, known={WEIGHTS: weights_sha256})
     sync_folder(folder)
 
 

@@ -231,7 +231,7 @@ def _repeat_faults(prepared: Prepared, verdict: Verdict) -> list[str]:
     found = duplicates.find(prepared, near, lambda stacks, total: by_samples(stacks, total, title))
     with (prepared.folder / LEAKS).open(newline="", encoding="utf-8") as file:
         listed = {(line["key_a"], line["key_b"], line["what"]) for line in csv.DictReader(file)}
-    keys = prepared.column("key")
+    keys = prepared.texts("key", sorted({row for leak in found for row in (leak.a, leak.b)}))
     unlisted = [leak for leak in found if (keys[leak.a], keys[leak.b], leak.what) not in listed]
     if len(found) > len(unlisted):
         verdict.notes.append(f"{len(found) - len(unlisted)} pairs of samples repeat each other across splits; they are "
@@ -267,7 +267,9 @@ def checkpoint_verdict(folder: Path, root: Path) -> Verdict:
         sealed = seal.read(folder)
         verdict.faults += seal.damaged(folder, sealed) if sealed else []
         record = read_record(folder)
-        if hash_file(folder / WEIGHTS) != record.get("weights_sha256"):
+        # What has just been compared with the seal has the seal's hash: weights are large, and read once.
+        compared = sealed.hashes.get(WEIGHTS) if sealed and not verdict.faults else None
+        if (compared or hash_file(folder / WEIGHTS)) != record.get("weights_sha256"):
             verdict.faults.append(f"{WEIGHTS}: found another hash than {RECORD} has")
         if "encoder" in record and "adapter" not in record:
             (load_tuned if record.get("kind") == "tuned" else load_encoder)(folder)

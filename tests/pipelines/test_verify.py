@@ -172,6 +172,33 @@ def test_the_command_ends_with_2_when_something_is_wrong(root: Path, monkeypatch
     assert main(["verify", "nothing"]) == 2
 
 
+def test_the_weights_of_a_checkpoint_are_hashed_once_when_written_and_once_when_verified(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, real = [], seal.hash_file
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(seal, "hash_file", counted)
+    monkeypatch.setattr(verifying, "hash_file", counted)
+    encoder = Encoder(build(EncoderSettings, {"tokenizer": {"kind": "grid", "patch": [4, 4]},
+                                              "size": {"width": 24, "depth": 1, "num_heads": 2}}, "encoder"), 1)
+    checkpoints.save(tmp_path / "a", {"encoder": encoder}, contract_of("xray"), {
+        "kind": "pretrained", "encoder": encoder.settings, "num_channels": 1})
+    assert sorted(hashed) == ["checkpoint.json", "contract.json", "weights.safetensors"]
+    hashed.clear()
+    text, sound = verify(["a"], tmp_path)
+    assert sound and hashed.count("weights.safetensors") == 1
+    sealed = seal.read(tmp_path / "a")
+    assert sealed is not None and sealed.hashes["weights.safetensors"] == real(tmp_path / "a/weights.safetensors")
+    (tmp_path / "a/checkpoint.json").write_text((tmp_path / "a/checkpoint.json").read_text().replace(
+        real(tmp_path / "a/weights.safetensors"), "0" * 64))
+    seal.write(tmp_path / "a")
+    text, sound = verify(["a"], tmp_path)
+    assert not sound and "found another hash than checkpoint.json has" in text
+
+
 def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_found(tmp_path: Path) -> None:
     encoder = Encoder(build(EncoderSettings, {"tokenizer": {"kind": "grid", "patch": [4, 4]},
                                               "size": {"width": 24, "depth": 1, "num_heads": 2}}, "encoder"), 1)
