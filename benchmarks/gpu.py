@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import flops
 from benchmarks.mae_step import Pair, check, our_optimiser, pair_of, stepper
-from benchmarks.paired import Stillness, in_turns, quartiles, report, settle, speedup
+from benchmarks.paired import Stillness, in_turns, quartiles, report, settle, speedup, told
 from benchmarks.reading import KINDS, batches_of, write
 from models.encoder.chance import chance_of
 from models.encoder.masking import RandomMasking
@@ -159,7 +159,7 @@ def timed(name: str, batch: int, work: float, goal: float, made: dict[str, Calla
         if variant == "ours":
             row |= {f"times {other}": str(speedup(seconds[other], times)) for other in seconds if other != "ours"}
             row["verdict"] = "discarded: the machine did not keep still" if not still.kept else "" if not goal \
-                else f"{'met' if share >= goal else 'missed'} (goal {goal})"
+                else told(share >= goal, f"goal {goal}")
         rows.append(row)
     return rows
 
@@ -215,7 +215,7 @@ def with_loader(tiny: bool, device: str, compiled: bool, rounds: int, steps: int
     ratio = speedup(seconds["synthetic"], seconds["shards"])
     return {"case": "MAE-B/16 75%, films, with augmentation", "batch": batch, "variant": "ours, from shards",
             "samples/s": batch * steps / quartiles(seconds["shards"]).middle, "over synthetic": str(ratio),
-            "verdict": f"{'met' if ratio.middle >= 0.95 else 'missed'} (goal 0.95)"}
+            "verdict": told(ratio.middle >= 0.95, "goal 0.95")}
 
 
 def main() -> None:

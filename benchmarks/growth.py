@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import flops
 from benchmarks.mae_step import our_optimiser, pair_of, stepper
-from benchmarks.paired import now, peak_bytes, quartiles, report
+from benchmarks.paired import now, peak_bytes, quartiles, report, told
 from models.encoder.transformer import Shape
 from models.objectives.decoders import DecoderSettings
 
@@ -78,7 +78,7 @@ def rows_of(axis: str, points: list[tuple[int, int]], rounds: int) -> list[dict[
                      "memory over operations": larger.middle / (work / least),
                      "memory over tokens": larger.middle / (tokens / fewest),
                      "verdict": "" if work == least else
-                     f"{'met' if max(slower.middle, larger.middle / (work / least)) <= BAR else 'missed'} (bar {BAR})"})
+                     told(max(slower.middle, larger.middle / (work / least)) <= BAR, f"bar {BAR}")})
     return rows
 
 

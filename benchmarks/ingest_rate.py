@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paired import quartiles, report
+from benchmarks.paired import quartiles, report, told
 from domains.medical.settings import CT, XRay
 from domains.pointcloud.settings import Points
 from domains.quarantine import Limits, Reader, read_all
@@ -249,7 +249,7 @@ def measure(form: Format, workers: int, rounds: int, share: float = 1.0) -> dict
             "our reader in this process, ms": 1000 * quartiles(here).middle,
             "in a child, ms": 1000 * quartiles(ours).middle, "child over this process": str(isolated),
             "files/s over bare x cores": str(ratio), "files/s now": quartiles(files).middle,
-            "verdict": f"{'met' if ratio.middle >= BAR else 'missed'} (bar {BAR})"}
+            "verdict": told(ratio.middle >= BAR, f"bar {BAR}")}
 
 
 def main() -> None:

@@ -78,7 +78,12 @@ def verdict(ratio: Quartiles, bar: float) -> str:
     """Whether a ratio is at least its bar. Quartiles that straddle 1 decide nothing."""
     if ratio.low < 1 < ratio.high:
         return f"none: the quartiles straddle 1 (bar {bar:g})"
-    return f"{'met' if ratio.middle >= bar else 'missed'} (bar {bar:g})"
+    return told(ratio.middle >= bar, f"bar {bar:g}")
+
+
+def told(met: bool, bar: str) -> str:
+    """Met or missed, and what."""
+    return f"{'met' if met else 'missed'} ({bar})"
 
 
 def agree(what: str, found: float, expected: float, tolerance: float) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.paired import Stillness, in_turns, quartiles, report, speedup, verdict
+from benchmarks.paired import Stillness, in_turns, quartiles, report, speedup, told, verdict
 from domains.pointcloud.farthest import farthest_first
 from domains.pointcloud.libraries import library
 from models.encoder.point_ops import chamfer_l2, farthest_point_sampling, nearest_neighbours
@@ -54,7 +54,7 @@ def at_ingest(points: int, chosen: int, rounds: int, repeats: int) -> dict[str, 
             "ours, ms": 1000 * statistics.median(seconds["ours"]) / repeats, "fastest rival": best,
             "its ms": 1000 * statistics.median(seconds[best]) / repeats,
             "Open3D, ms": 1000 * statistics.median(seconds["open3d"]) / repeats, "ours / rival": str(share),
-            "bar 1.1": "met" if share.middle <= MOST_OF_BEST else "missed"}
+            "verdict": told(share.middle <= MOST_OF_BEST, f"bar {MOST_OF_BEST}")}
 
 
 def by_fpsample(cloud: np.ndarray, num: int, height: int) -> np.ndarray:

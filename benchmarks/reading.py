@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.mae_step import check, our_optimiser, pair_of, stepper
-from benchmarks.paired import Stillness, in_turns, quartiles, report
+from benchmarks.paired import Stillness, in_turns, quartiles, report, told
 from domains import contract as contracts
 from domains.contract import Channel, Contract
 from domains.sample import ManifestRow, Piece
@@ -149,7 +149,7 @@ def main() -> None:
                          "GB/s": rate.middle * math.prod(kind.size) * _per_place(kind) / 1e9,
                          "first read, checked, samples/s": checked_rate.middle,
                          "verdict": "" if not kind.bar else
-                         f"{'met' if rate.middle >= kind.bar else 'missed'} (bar {kind.bar:,.0f})"})
+                         told(rate.middle >= kind.bar, f"bar {kind.bar:,.0f}")})
             print(f"{kind.name}: {rate.middle:,.0f} samples/s", flush=True)
         rows.append(share_of_step(Path(scratch) / "0", KINDS[0], 8, chosen.rounds, chosen.size))
     report("reading", rows, still)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.faults.small_project import RUN, lacuna, make, readable, resume_files
+from benchmarks.faults.small_project import RUN, first_save, lacuna, make, readable
 
 NO_ROOT = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
 STRANGER = 65534
@@ -55,11 +55,10 @@ def full(root: Path) -> bool:
     """One training whose disk fills up under it."""
     shutil.rmtree(root / ".work", ignore_errors=True)
     process = lacuna(root, "pretrain", RUN)
-    while not resume_files(root) and process.poll() is None:
-        time.sleep(0.01)
+    folder = first_save(root, process)
     seconds, errors = fill_until_it_ends(process, root / "filler")
     said = re.search(r"the disk is full: \S+resume\.pt needs .*? expected (\d+) bytes more", errors)
-    good = (process.returncode == 4 and seconds <= LIMIT and said is not None and readable(resume_files(root)[0])
+    good = (process.returncode == 4 and seconds <= LIMIT and said is not None and readable(folder / "resume.pt")
             and not list(root.rglob("*.tmp")))
     print(f"full: exit code {process.returncode} after {seconds:.1f} s, {said[1] if said else 'no'} bytes missing: "
           f"{'kept' if good else 'NOT KEPT ' + errors[-600:]}", flush=True)
@@ -102,11 +101,7 @@ def closed(root: Path, folder: Path, told: str) -> bool:
 def closed_while_training(root: Path) -> bool:
     """The folder of the resume state is closed between two saves."""
     process = lacuna(root, "pretrain", RUN, before=NO_ROOT)
-    while not resume_files(root) and process.poll() is None:
-        time.sleep(0.01)
-    if process.poll() is not None:
-        raise RuntimeError(process.communicate()[1][-2000:])
-    folder = resume_files(root)[0].parent
+    folder = first_save(root, process)
     shutil.chown(folder, STRANGER)
     folder.chmod(0o555)
     began = time.monotonic()

@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults.small_project import RUN, lacuna, make, readable, resume_files, to_the_end, weights_hash
+from benchmarks.faults import small_project
+from benchmarks.faults.small_project import RUN, first_save, lacuna, make, resume_files, to_the_end, weights_hash
 
 
 def main(number: int = 20, steps: int = 60) -> int:
@@ -42,8 +43,7 @@ def main(number: int = 20, steps: int = 60) -> int:
 def uninterrupted(root: Path) -> tuple[str, float]:
     """(hash of the weights, seconds from the first save to the end) of a run that nobody kills."""
     process = lacuna(root, "pretrain", RUN)
-    while not resume_files(root) and process.poll() is None:
-        time.sleep(0.005)
+    first_save(root, process)
     began = time.monotonic()
     to_the_end(process)
     return weights_hash(root), time.monotonic() - began
@@ -56,9 +56,7 @@ def killed(root: Path, want_save: bool, seconds: float, rng: random.Random) -> t
         shutil.rmtree(root / ".work", ignore_errors=True)
         shutil.rmtree(root / "artifacts", ignore_errors=True)
         process = lacuna(root, "pretrain", RUN)
-        while not resume_files(root) and process.poll() is None:
-            time.sleep(0.001)
-        folder = resume_files(root)[0].parent
+        folder = first_save(root, process)
         time.sleep(rng.uniform(0, 0.7 * seconds))
         while want_save and process.poll() is None and not list(folder.glob(".resume.pt.*.tmp")):
             pass
@@ -68,7 +66,7 @@ def killed(root: Path, want_save: bool, seconds: float, rng: random.Random) -> t
         cut = bool(list(folder.glob(".resume.pt.*.tmp")))
         if process.returncode == -signal.SIGKILL and (cut or not want_save) and resume_files(root):
             break
-    if not readable(folder / "resume.pt"):
+    if not small_project.readable(folder / "resume.pt"):
         raise RuntimeError(f"{folder / 'resume.pt'}: found numbers that are not finite.")
     return cut, int(torch.load(folder / "resume.pt", weights_only=True)["step"])
 

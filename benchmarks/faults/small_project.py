@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ def weights_hash(root: Path) -> str:
 def resume_files(root: Path) -> list[Path]:
     """The resume states that lie there whole."""
     return sorted((root / ".work/pretrain").glob("*/resume.pt"))
+
+
+def first_save(root: Path, process: subprocess.Popen[str]) -> Path:
+    """Wait for a training's first resume state; the folder that it lies in. Raises RuntimeError when it ends before."""
+    while not (there := resume_files(root)):
+        if process.poll() is not None:
+            raise RuntimeError(f"ended with {process.returncode} before it saved: {process.communicate()[1][-2000:]}")
+        time.sleep(0.001)
+    return there[0].parent
 
 
 def readable(file: Path) -> bool:

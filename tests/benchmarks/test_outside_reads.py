@@ -21,8 +21,7 @@ def test_scenes_paths_links_and_archives_reach_nothing_outside(tmp_path: Path) -
     assert [verdict for verdict in verdicts if not verdict.held] == []
 
 
-def test_a_trusted_link_is_seen_to_be_opened_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
+def test_a_trusted_link_is_seen_to_be_opened_and_stored(tmp_path: Path, no_tracking: None) -> None:
     (found,) = outside_reads.attempt(tmp_path, [Case("a", "scenes", linked)], "http://127.0.0.1:9", [],
                                      follow_links=True)
     assert found.opened and found.stored and not found.held

@@ -11,8 +11,7 @@ from benchmarks.faults import same_bits
 
 @pytest.mark.parametrize("run", ["xray", pytest.param("ct", marks=pytest.mark.slow), "parcels", "shapes"])
 def test_any_number_of_reading_processes_publishes_the_same_bytes(run: str, tmp_path: Path,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
+                                                                  no_tracking: None) -> None:
     folders = same_bits.ingested(tmp_path, run, (1, 3), files=12)
     assert {"shard-00000.npy", "index.parquet", "contract.json", "leaks.csv"} <= same_bits.contents(folders[0]).keys()
     assert same_bits.differing(folders) == []

@@ -23,6 +23,8 @@ from pipelines.settings import SettingsError, build
 from pipelines.tuned_checkpoints import fold, load_tuned, predict
 from tests.fabricate import pretrain_settings, pretrained
 
+pytestmark = pytest.mark.usefixtures("no_tracking")
+
 EVERY = [[{"kind": "lora", "rank": 2}], [{"kind": "prompts", "num_prompts": 2, "deep": True}],
          [{"kind": "gated_prompts", "num_prompts": 2}], [{"kind": "singular_values"}], [{"kind": "bias"}],
          [{"kind": "bottleneck", "width": 4}], [{"kind": "lora", "rank": 2}, {"kind": "prompts", "num_prompts": 2}]]
@@ -48,11 +50,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("xray", "points"):
         pretrained(root, kind, steps=2)
     return root
-
-
-@pytest.fixture(autouse=True)
-def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
 
 
 def told(folder: Path, root: Path, kind: str = "xray") -> np.ndarray:

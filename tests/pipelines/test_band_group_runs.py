@@ -17,6 +17,8 @@ from pipelines.settings import SettingsError, build
 from pipelines.tuned_checkpoints import load_tuned
 from tests import fabricate
 
+pytestmark = pytest.mark.usefixtures("no_tracking")
+
 ENCODER = {"tokenizer": {"kind": "band_groups", "groups": [[2, 0], [1]], "patch": [4, 4]},
            "size": {"width": 24, "depth": 2, "num_heads": 2}}
 DECODER = {"width": 16, "depth": 1, "num_heads": 2}
@@ -29,14 +31,13 @@ OBJECTIVES = {
                   "readout": {"kind": "group_pixels"}, "num_scales": 1}}
 
 
-def prepare(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
+def prepare(root: Path) -> None:
     fabricate.prepare(root / "data/prepared/multispectral", "multispectral")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_pretraining_runs_and_leaves_a_picture(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(tmp_path, monkeypatch)
+def test_pretraining_runs_and_leaves_a_picture(name: str, tmp_path: Path) -> None:
+    prepare(tmp_path)
     settings = fabricate.pretrain_settings("multispectral", steps=2, encoder=ENCODER, objective=OBJECTIVES[name])
     metrics = pretrain.run(name, build(PretrainRun, settings, f"pretrain.{name}"), tmp_path)
     assert metrics["steps"] == 2
@@ -46,7 +47,7 @@ def test_pretraining_runs_and_leaves_a_picture(name: str, tmp_path: Path, monkey
 
 def test_data_with_some_bands_in_another_order_starts_from_weights_of_groups(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(tmp_path, monkeypatch)
+    prepare(tmp_path)
     settings = fabricate.pretrain_settings("multispectral", steps=1, encoder=ENCODER, objective=OBJECTIVES["satmae"])
     pretrain.run("groups", build(PretrainRun, settings, "pretrain.groups"), tmp_path)
     monkeypatch.setitem(fabricate.SIZES, "multispectral", (2, 16, 16))

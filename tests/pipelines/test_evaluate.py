@@ -34,14 +34,11 @@ from pipelines.settings import build, plain
 from pipelines.tuned_checkpoints import load_tuned, predict, save_tuned
 from tests.fabricate import DOMAINS, TOKENIZERS, prepare
 
+pytestmark = pytest.mark.usefixtures("no_tracking")
+
 CPU = torch.device("cpu")
 HEAD = SampleHead(batch_norm=True)
 SEEDS = (0, 1)
-
-
-@pytest.fixture(autouse=True)
-def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
 
 
 def tune(root: Path, kind: str = "xray", count: int = 120, **record: Any) -> None:

@@ -19,9 +19,8 @@ SMALL = ["--set", "read.size=[32,32]", "--set", "encoder.tokenizer.patch=[8,8]",
 
 
 @pytest.fixture
-def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tracking: None) -> Path:
     """36 grey pictures of 18 patients, a manifest with a class, two findings and an age."""
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
     rng = np.random.default_rng(0)
     folder = tmp_path / "films"
     folder.mkdir()

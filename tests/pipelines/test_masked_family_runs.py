@@ -19,6 +19,8 @@ from pipelines.pretrain import PretrainRun, group_hashes
 from pipelines.settings import SettingsError, build
 from tests.fabricate import TOKENIZERS, prepare, pretrain_settings
 
+pytestmark = pytest.mark.usefixtures("no_tracking")
+
 DECODER = {"kind": "transformer", "width": 24, "depth": 1, "num_heads": 2}
 CHAMFER = {"readout": {"kind": "chamfer"}}
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -33,11 +35,6 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "drop_positions": ("xray", {"kind": "drop_positions", "grid": [4, 4], "width": 16, "depth": 1, "num_heads": 2,
                                 "masking": {"kind": "random", "ratio": 0.25}}, {}),
     "latent_alignment": ("ct", {"kind": "latent_alignment", "regressor_depth": 1, "decoder_depth": 1}, {})}
-
-
-@pytest.fixture(autouse=True)
-def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
 
 
 def paragraph(kind: str, objective: dict[str, Any], encoder: dict[str, Any], **more: Any) -> dict[str, Any]:

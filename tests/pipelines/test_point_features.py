@@ -40,10 +40,9 @@ def write_few(path: Path, height: float, rng: np.random.Generator) -> None:
 
 
 @pytest.fixture
-def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tracking: None) -> Path:
     """Ingested meshes and sparse clouds, half of them tall."""
     pytest.importorskip("fpsample")
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "raw"
     folder.mkdir()

@@ -22,8 +22,8 @@ TRANSFORMER = {"tokenizer": {"kind": "grid", "patch": [8, 8]}, "size": {"width":
 TUNE = {"domain": "medical", "data": "xray", "task": "bright"}
 
 
-def test_pretraining_and_fine_tuning_run_and_leave_checkpoints_that_load(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
+def test_pretraining_and_fine_tuning_run_and_leave_checkpoints_that_load(tmp_path: Path, monkeypatch,
+                                                                         no_tracking) -> None:
     monkeypatch.setitem(fabricate.SIZES, "xray", (1, 64, 64))
     fabricate.prepare(tmp_path / "data/prepared/xray")
     settings = fabricate.pretrain_settings("xray", steps=2, encoder=SWIN, num_pictures=1,

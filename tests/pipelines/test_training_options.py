@@ -20,12 +20,9 @@ from pipelines.settings import SettingsError, build
 from pipelines.tuned_checkpoints import load_tuned
 from tests.fabricate import prepare, pretrain_settings
 
+pytestmark = pytest.mark.usefixtures("no_tracking")
+
 ADAN = {"optimiser": "adan", "betas": [0.98, 0.92, 0.99]}
-
-
-@pytest.fixture(autouse=True)
-def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
 
 
 def tuning(kind: str = "xray", steps: int = 6, **changes: Any) -> FinetuneRun:

@@ -17,6 +17,8 @@ from pipelines.settings import SettingsError, build
 from pipelines.verdict import VerdictRun
 from tests.fabricate import pretrain_settings, pretrained
 
+pytestmark = pytest.mark.usefixtures("no_tracking")
+
 LORA = {"adapters": [{"kind": "lora", "rank": 2}], "grid": [1e-2]}
 
 
@@ -35,11 +37,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     pretrained(root, count=144, steps=4)
     return root
-
-
-@pytest.fixture(autouse=True)
-def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACUNA_TRACKING", "off")
 
 
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
