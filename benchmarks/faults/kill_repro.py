@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from benchmarks.faults.small_project import PARAMS, ROOT, RUN, environment
 OF_THE_RUN = {"run.json", "metrics.jsonl", "summary.txt", "trials.csv"}
 """Files of a report that hold ids, times of day or durations."""
 DURATIONS = {"seconds", "pretrain_seconds", "finetune_seconds", "resumed"}
+STAGES = ("sample", "ingest", "pretrain", "finetune", "evaluate")
 MADE = ("data", "artifacts", "reports", ".work", "dvc.lock", ".dvc/cache", ".dvc/tmp")
 
 
-def main(number: int = 20) -> int:
+def main(number: int = 20, stages: Sequence[str] = STAGES) -> int:
     """Print each kill and the sum; 1 when a next one failed or ended otherwise."""
     with tempfile.TemporaryDirectory() as text:
-        root = copy(Path(text) / "project")
+        root = copy(Path(text) / "project", stages)
         began = time.monotonic()
         finish(root)
         seconds = time.monotonic() - began
@@ -51,15 +53,14 @@ def main(number: int = 20) -> int:
     return 0 if equal == number else 1
 
 
-def copy(root: Path) -> Path:
-    """The project's tracked files, with one track that is small."""
+def copy(root: Path, stages: Sequence[str] = STAGES) -> Path:
+    """The project's tracked files, with one track that is small, and of it these stages."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True).stdout
     for name in listed.splitlines():
         if not name.startswith(".dvc") and (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
-    params: dict[str, Any] = {stage: {RUN: PARAMS[stage][RUN]} for stage in
-                              ("sample", "ingest", "pretrain", "finetune", "evaluate")}
+    params: dict[str, Any] = {stage: {RUN: PARAMS[stage][RUN]} for stage in STAGES}
     params["sample"][RUN]["settings"] |= {"labelled": 96, "unlabelled": 32}
     params["pretrain"][RUN] |= {"machine": {"accelerator": "cpu", "save_every_seconds": 0},
                                 "gates": {"min_std": 0, "min_rank": 0}}
@@ -68,9 +69,10 @@ def copy(root: Path) -> Path:
                                 "machine": {"accelerator": "cpu", "save_every_seconds": 0}}
     params["finetune"][RUN]["optimisation"] |= {"steps": 20, "batch_size": 8}
     params["evaluate"][RUN] |= {"resamples": 100}
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    stages = yaml.safe_load((root / "dvc.yaml").read_text())
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages["stages"]}, sort_keys=False))
+    (root / "params.yaml").write_text(yaml.safe_dump({stage: params[stage] for stage in stages}, sort_keys=False))
+    shipped = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {stage: shipped[stage] for stage in stages}},
+                                                  sort_keys=False))
     (root / "bin").mkdir()
     shim = root / "bin/lacuna"
     shim.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import lacuna, sys; sys.exit(lacuna.main(sys.argv[1:]))" '
@@ -155,4 +157,4 @@ def gone(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main(*map(int, sys.argv[1:2])))

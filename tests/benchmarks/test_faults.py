@@ -20,6 +20,11 @@ def test_a_training_killed_inside_a_save_and_at_random_ends_with_the_weights_of_
 
 
 @pytest.mark.slow
+def test_a_dvc_repro_killed_with_all_its_processes_is_ended_by_the_next_as_if_it_had_not_been() -> None:
+    assert kill_repro.main(number=1, stages=("sample", "ingest")) == 0
+
+
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_costs_no_step_and_no_point() -> None:
     assert tracking_down.main(steps=200) == 0
 
