@@ -11,6 +11,9 @@ import numpy as np
 from domains.medical import sample_data as medical
 from domains.medical.settings import CT, XRay
 from domains.pointcloud import sample_data as pointcloud
+from domains.pointcloud.cloud import Mesh
+from domains.pointcloud.off import read_off
+from domains.pointcloud.stl import FACET, HEADER
 from domains.quarantine import Reader
 from domains.sample import ManifestRow
 from domains.satellite import sample_data as satellite
@@ -129,7 +132,62 @@ def _of_clouds(folder: Path) -> list[Format]:
     found = {suffix: sorted(folder.rglob(f"*{suffix}"))[:5] for suffix in (".ply", ".off", ".las", ".laz")}
     (folder / "pcd").mkdir()
     found[".pcd"] = _written_by_open3d(folder / "pcd", found[".ply"][:1])
-    return [Format(suffix[1:].upper(), reader, tuple(paths)) for suffix, paths in found.items()]
+    formats = [Format(suffix[1:].upper(), reader, tuple(paths)) for suffix, paths in found.items()]
+    meshes = [read_off(path, 10**6) for path in found[".off"][:2]]
+    (folder / "written").mkdir()
+    return formats + [Format(name, reader, tuple(paths)) for name, paths in {
+        "PLY, text": _ply_as_text(folder / "written", meshes), "OBJ": _obj(folder / "written", meshes),
+        "STL": _stl(folder / "written", meshes)}.items()]
+
+
+def _lines(word: str, rows: np.ndarray) -> str:
+    return "".join(f"{word}{' '.join(f'{number:g}' for number in row)}\n" for row in rows.tolist())
+
+
+def _ply_as_text(folder: Path, meshes: list[Mesh]) -> list[Path]:
+    """A mesh and a cloud with normals and colours."""
+    mesh, other = meshes
+    rng = np.random.default_rng(0)
+    rich = np.concatenate([other.vertices, rng.normal(size=other.vertices.shape),
+                           rng.integers(0, 256, other.vertices.shape)], axis=1)
+    head = "ply\nformat ascii 1.0\nelement vertex {}\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    more = "".join(f"property float n{axis}\n" for axis in "xyz") + "".join(
+        f"property uchar {colour}\n" for colour in ("red", "green", "blue"))
+    texts = {"mesh": head.format(len(mesh.vertices)) + f"element face {len(mesh.triangles)}\n"
+             "property list uchar int vertex_indices\nend_header\n" + _lines("", mesh.vertices)
+             + _lines("3 ", mesh.triangles), "cloud": head.format(len(rich)) + more + "end_header\n" + _lines("", rich)}
+    return _saved(folder, {f"{name}.ply": text.encode() for name, text in texts.items()})
+
+
+def _obj(folder: Path, meshes: list[Mesh]) -> list[Path]:
+    """Meshes, one with texture numbers that count back, and a cloud with colours."""
+    mesh, other = meshes
+    back = other.triangles - len(other.vertices)
+    coloured = np.concatenate([mesh.vertices, np.linspace(0, 1, mesh.vertices.size).reshape(-1, 3)], axis=1)
+    texts = {"mesh": "mtllib a.mtl\n" + _lines("v ", mesh.vertices) + _lines("f ", mesh.triangles + 1),
+             "back": _lines("v ", other.vertices) + "".join(
+                 f"f {a}/1/1 {b}//2 {c}\n" for a, b, c in back.tolist()), "cloud": _lines("v ", coloured)}
+    return _saved(folder, {f"{name}.obj": text.encode() for name, text in texts.items()})
+
+
+def _stl(folder: Path, meshes: list[Mesh]) -> list[Path]:
+    """Text, and binary with and without the word by which text is told elsewhere."""
+    corners = [mesh.vertices[mesh.triangles] for mesh in meshes]
+    text = "solid a\n" + "".join("facet normal 0 0 0\nouter loop\n" + _lines("vertex ", facet)
+                                 + "endloop\nendfacet\n" for facet in corners[0]) + "endsolid a\n"
+    packed = []
+    for title, of_mesh in zip((b"solid by a program", b"made by hand"), corners, strict=True):
+        facets = np.zeros(len(of_mesh), FACET)
+        facets["corners"] = of_mesh
+        packed.append(title.ljust(HEADER) + len(facets).to_bytes(4, "little") + facets.tobytes())
+    return _saved(folder, {"text.stl": text.encode(), "solid.stl": packed[0], "binary.stl": packed[1]})
+
+
+def _saved(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    paths = [folder / name for name in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        path.write_bytes(content)
+    return paths
 
 
 def _written_by_open3d(folder: Path, sources: list[Path]) -> list[Path]:
