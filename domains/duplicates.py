@@ -75,7 +75,7 @@ def find(prepared: Prepared, near: float | None = None, progress: Progress | Non
     """
     near = NEAR[prepared.contract.kind] if near is None else near
     sides = _sides(prepared)
-    exact = exact_pairs(prepared.column("sha256"), sides)
+    exact = exact_pairs(prepared.codes("sha256"), sides)
     found = [Leak(a, b, "exact", 1.0) for a, b in exact]
     same = set(exact)
     if near <= 1:
@@ -95,7 +95,8 @@ def find(prepared: Prepared, near: float | None = None, progress: Progress | Non
 
 def table(prepared: Prepared, leaks: Sequence[Leak]) -> str:
     """The pairs as CSV: keys and splits of both, what they share, score."""
-    keys, splits = prepared.column("key"), prepared.column("split")
+    rows = sorted({row for leak in leaks for row in (leak.a, leak.b)})
+    keys, splits = prepared.texts("key", rows), prepared.texts("split", rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key_a", "split_a", "key_b", "split_b", "what", "score"])
@@ -110,17 +111,21 @@ def _sides(prepared: Prepared) -> np.ndarray:
     return np.array([side.get(split, 0) for split in prepared.column("split")], np.int8)
 
 
-def exact_pairs(hashes: Sequence[str], sides: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs with one content hash on different sides."""
-    by_hash: dict[str, list[int]] = defaultdict(list)
-    for i, value in enumerate(hashes):
-        by_hash[value].append(i)
-    pairs = []
-    for alike in by_hash.values():
-        if len(alike) > 1:
-            pairs += [_ordered(a, b, sides) for n, a in enumerate(alike) for b in alike[n + 1:] if sides[a] != sides[b]]
-            if len(pairs) > MAX_PAIRS:
-                break
+def exact_pairs(contents: np.ndarray, sides: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs with one content on different sides.
+
+    Args:
+        contents: n numbers from 0, equal where the contents are.
+    """
+    pairs: list[tuple[int, int]] = []
+    ranked = np.argsort(contents, kind="stable")
+    starts = np.flatnonzero(np.diff(contents[ranked], prepend=-1))
+    sizes = np.diff(starts, append=len(ranked))
+    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        alike = ranked[start:start + size].tolist()
+        pairs += [_ordered(a, b, sides) for n, a in enumerate(alike) for b in alike[n + 1:] if sides[a] != sides[b]]
+        if len(pairs) > MAX_PAIRS:
+            break
     return sorted(pairs[:MAX_PAIRS])
 
 
@@ -143,7 +148,6 @@ def signatures(prepared: Prepared, progress: Progress | None) -> Signed:
         vectors = vectors if vectors.size else on_disk(len(prepared), some.shape[1])
         vectors[rows] = some
         leave(vectors)
-        leave(prepared.values(int(rows[-1])))  # its shard
     has = np.zeros(len(vectors), bool)
     for begin in range(0, len(vectors), BLOCK):
         has[begin:begin + BLOCK] = np.abs(vectors[begin:begin + BLOCK]).sum(axis=1) > 0.5

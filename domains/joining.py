@@ -76,7 +76,7 @@ def join(prepared: Prepared, groups: Sequence[str], ours: np.ndarray, near: floa
     if not ours.any() or len(names) < 2:
         return Joined()
     forest = _Forest(len(names), codes, labelled)
-    forest.add(*_exact_links(prepared.column("sha256"), labelled), "exact")
+    forest.add(*_exact_links(prepared.codes("sha256"), labelled), "exact")
     for a, b, shares in duplicates.overlaps(duplicates.footprints(prepared), np.where(labelled, codes, -1)):
         forest.add(a, b, shares, "overlap")
     if near <= 1:
@@ -87,12 +87,13 @@ def join(prepared: Prepared, groups: Sequence[str], ours: np.ndarray, near: floa
     return _choose(names, codes, ours, forest.links)
 
 
-def _exact_links(hashes: Sequence[str], labelled: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each sample with the first that has the same content."""
-    first: dict[str, int] = {}
-    links = [(before, i) for i in np.flatnonzero(labelled).tolist() if (before := first.setdefault(hashes[i], i)) != i]
-    a, b = np.array(links, np.int64).reshape(-1, 2).T
-    return a, b, np.ones(len(links))
+def _exact_links(contents: np.ndarray, labelled: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each sample with the first that has the same content (an equal number)."""
+    rows = np.flatnonzero(labelled)
+    _, first, content = np.unique(contents[rows], return_index=True, return_inverse=True)
+    before = rows[first[content]]
+    again = before != rows
+    return before[again], rows[again], np.ones(int(again.sum()))
 
 
 class _Forest:

@@ -10,14 +10,16 @@ import csv
 import os
 import re
 import stat
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from domains.folder_note import noted
 from domains.labels import canonical
+from domains.rows import Rows
 from domains.sample import ManifestRow
 
 SPLITS = ("train", "val", "test", "unlabelled")
@@ -89,7 +91,7 @@ class Files:
 class Manifest:
     """The rows to ingest, in the manifest's order, and how many others there were."""
 
-    rows: list[ManifestRow]
+    rows: Sequence[ManifestRow]
     """Rows to read. `split` is empty where the manifest leaves it open."""
     filtered: dict[str, dict[str, int]]
     """Why rows were left out: {"source": {"kermany": 2624}, "where kind": {"mr": 3}, "suffix": {".laz": 1}}."""
@@ -113,7 +115,7 @@ def read_manifest(files: Files, suffixes: tuple[str, ...], root: Path) -> Manife
     lines = _csv_lines(files, root) if files.manifest else _folder_lines(folder)
     places = _Places(folder, files.follow_links)
     filtered: dict[str, Counter[str]] = {}
-    rows, at, num_lines, sources = [], [], 0, set()
+    rows, at, num_lines, sources = Rows(places.folder, places.within), array("q"), 0, set()
     for line in lines:
         num_lines += 1
         places.line = num_lines
@@ -215,7 +217,7 @@ def _row(line: Mapping[str, str], files: Files, places: _Places) -> ManifestRow:
         path=places.find(text), key=places.key(text), group=_group(line, files), split=line.get(files.split_column, ""),
         source=line.get(files.source_column, ""), mask_path=places.find(mask) if mask else None,
         columns={name: cell for name, cell in line.items() if name not in own},
-        within=None if files.follow_links else Path(places.folder))
+        within=places.within)
 
 
 def _group(line: Mapping[str, str], files: Files) -> str:
@@ -235,6 +237,7 @@ class _Places:
 
     def __init__(self, folder: Path, follow_links: bool) -> None:
         self.folder, self.follow_links = str(folder), follow_links
+        self.within = None if follow_links else folder
         self.strays: list[int] = []
         self.line = 0
         self._parents: dict[str, str] = {}
@@ -282,8 +285,8 @@ class _Places:
         return os.path.realpath(joined) if link else joined
 
 
-def _refuse_unusable(rows: list[ManifestRow], at: list[int], filtered: dict[str, dict[str, int]], num_lines: int,
-                     sources: set[str], files: Files) -> None:
+def _refuse_unusable(rows: Sequence[ManifestRow], at: Sequence[int], filtered: dict[str, dict[str, int]],
+                     num_lines: int, sources: set[str], files: Files) -> None:
     """Messages name rows by number (the first below the header is 1) and not by path, which may name a patient."""
     if not rows:
         raise ManifestError(f"found no row to ingest among {num_lines}; left out: {filtered or 'nothing'}; sources: "

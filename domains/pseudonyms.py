@@ -7,7 +7,6 @@ stand-ins, so data sets and machines that share it can still be compared.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from domains.publish import sync_folder
+from domains.rows import changed
 from domains.sample import ManifestRow
 
 VARIABLE = "LACUNA_PSEUDONYM_KEY_FILE"
@@ -79,11 +79,15 @@ def code_of(stand_in: str) -> str:
     return stand_in[:len("p_") + 8 + len("-") + CODE_DIGITS] if _STAND_IN.fullmatch(stand_in) else ""
 
 
-def hide(rows: Sequence[ManifestRow], key: Key) -> list[ManifestRow]:
+def hide(rows: Sequence[ManifestRow], key: Key) -> Sequence[ManifestRow]:
     """The rows with stand-ins for key and group. The path stays: the reading process needs it, and nothing else gets
     it."""
-    groups = {group: key.of_group(group) for group in {row.group for row in rows}}
-    return [dataclasses.replace(row, key=key.of_file(row.key), group=groups[row.group]) for row in rows]
+    groups: dict[str, str] = {}
+    keys, stand_ins = [], []
+    for row in rows:
+        keys.append(key.of_file(row.key))
+        stand_ins.append(groups.get(row.group) or groups.setdefault(row.group, key.of_group(row.group)))
+    return changed(rows, key=keys, group=stand_ins)
 
 
 def read_key(root: Path) -> Key:

@@ -8,7 +8,7 @@ be held whole come parts, the next of which is asked for when the one before has
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import os
 import selectors
 import signal
@@ -113,6 +113,7 @@ class _Pool:
         self.children: list[Child] = []
         self.next_row, self.due = 0, 0
         self.again: deque[int] = deque()
+        self.asked: dict[int, ManifestRow] = {}
         self.done: dict[int, Outcome] = {}
         self.before: dict[int, Outcome] = {}
         self.waiting_bytes = 0
@@ -160,13 +161,15 @@ class _Pool:
         full = i >= self.due + WINDOW_PER_WORKER * len(self.children) or self.waiting_bytes > READ_AHEAD_BYTES
         if i >= len(self.rows) or (full and i != self.due):
             return
-        request = worker.encode(self._row(i))
-        if child.pending and len(json.dumps(request)) > SMALL_REQUEST:
+        row = self._row(i)
+        request = worker.request_of(row)
+        if child.pending and len(request) > SMALL_REQUEST:
             return
         if not self.again:
             self.next_row += 1
         else:
             self.again.popleft()
+        self.asked[i] = row
         child.pending.append(i)
         if len(child.pending) == 1:
             child.start_clock()
@@ -174,8 +177,7 @@ class _Pool:
 
     def _row(self, i: int) -> ManifestRow:
         """What a child is asked: a row, or the part of it that is next."""
-        part = self.before[i].row.part + 1 if i in self.before else 0
-        return dataclasses.replace(self.rows[i], part=part)
+        return dataclasses.replace(self.rows[i], part=self.before[i].row.part + 1) if i in self.before else self.rows[i]
 
     def _receive(self) -> None:
         patience = max(0.0, min(child.deadline for child in self.children) - time.monotonic())
@@ -193,6 +195,8 @@ class _Pool:
         try:
             while (frame := child.receive()) is not None:
                 self._finish(child, *frame)
+                if not child.has_more:  # it may have by now: then the selector says so at once
+                    break
         except EOFError:
             self._replace(child, "")
         except (ValueError, KeyError, TypeError):
@@ -207,7 +211,7 @@ class _Pool:
             i = child.pending[0]
             if header.get("memory") is True:
                 header["refused"] = f"needs more memory than the {self.limits.memory_gb:g} GiB of limits.memory_gb"
-            outcome = _outcome(self._row(i), header, payload)
+            outcome = outcome_of(self.asked[i], i, header, payload)
             if i in self.before and outcome.sha256 != self.before[i].sha256:
                 changed = "the file changed while it was read"
                 outcome = dataclasses.replace(outcome, pieces=[], more=False, reason=changed)
@@ -217,7 +221,8 @@ class _Pool:
     def _settle(self, i: int, outcome: Outcome) -> None:
         if outcome.reason and i in self.before:
             outcome = dataclasses.replace(outcome, reason=f"from part {outcome.row.part + 1} on: {outcome.reason}")
-        self.done[i] = outcome = dataclasses.replace(outcome, index=i)
+        del self.asked[i]
+        self.done[i] = outcome
         self.waiting_bytes += outcome.num_bytes
 
     def _replace(self, child: Child, reason: str) -> None:
@@ -233,8 +238,8 @@ class _Pool:
                                f"({self.limits.memory_gb}), or free memory on this machine.")
         if child.pending:
             guilty = child.pending.popleft()
-            self._settle(guilty, Outcome(self._row(guilty), reason=reason or _ending(code),
-                                         sha256=_hash_or_nothing(self.rows[guilty])))
+            row = self.asked[guilty]
+            self._settle(guilty, Outcome(row, guilty, reason=reason or _ending(code), sha256=_hash_or_nothing(row)))
             self.again.extendleft(reversed(child.pending))
         self._start()
 
@@ -253,10 +258,12 @@ def _hash_or_nothing(row: ManifestRow) -> str:
         return ""
 
 
-def _outcome(row: ManifestRow, header: Mapping[str, Any], payload: bytearray) -> Outcome:
+def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any], payload: bytearray) -> Outcome:
+    """What a frame of a reading process says of a row. Raises ValueError, KeyError or TypeError on one that no honest
+    process sends."""
     known: Any = {"sha256": str(header.get("sha256", ""))[:64], "peak_bytes": int(header.get("peak_bytes", 0))}
     if "refused" in header:
-        return Outcome(row, reason=_one_line(str(header["refused"])), **known)
+        return Outcome(row, index, reason=_one_line(str(header["refused"])), **known)
     pieces, offset = [], 0
     for described in header["pieces"]:
         values, offset = _array(payload, offset, described["dtype"], described["shape"])
@@ -267,14 +274,14 @@ def _outcome(row: ManifestRow, header: Mapping[str, Any], payload: bytearray) ->
     if offset != len(payload):
         raise ValueError("arrays do not fill their frame")
     more = header["more"] is True
-    return Outcome(row, pieces=pieces, more=more, **known,
+    return Outcome(row, index, more, pieces, **known,
                    reason="" if pieces or more or row.part else "no usable sample in it")
 
 
 def _array(payload: bytearray, offset: int, dtype: str, shape: Sequence[int]) -> tuple[np.ndarray, int]:
     if dtype not in DTYPES or not 1 <= len(shape) <= 4 or min(shape) < 1:
         raise ValueError("an array of a kind that is not stored")
-    count = int(np.prod([int(n) for n in shape], dtype=object))
+    count = math.prod(map(int, shape))
     end = offset + count * np.dtype(dtype).itemsize
     if end > len(payload):
         raise ValueError("an array larger than its frame")

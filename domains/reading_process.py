@@ -20,6 +20,10 @@ MOST_PATIENCE = 3
 """Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
 PIPE_BYTES = 2**20
 """What a child may write before the parent has read it."""
+INBOX_BYTES = 2**16
+"""Read beyond what is asked for: of small samples one call brings whole frames."""
+ACCOUNT_SECONDS = 0.5
+"""For how long what the kernel says of a process's waiting is taken to be true still."""
 MAX_HEADER_BYTES = 64 * 2**20
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "TMPDIR", "GDAL_DATA", "PROJ_DATA",
                 "PROJ_LIB")
@@ -48,16 +52,18 @@ class Child:
         self.seconds = seconds
         self.pending: deque[int] = deque()
         self.ready = False
-        self.begun, self.waited = time.monotonic(), 0.0
+        self.begun, self.waited, self.asked_at = time.monotonic(), 0.0, -ACCOUNT_SECONDS
         self.deadline = self.begun + START_SECONDS
+        self._inbox = bytearray(INBOX_BYTES)
+        self._left = memoryview(b"")
         self._expect_frame()
-        self.write({"module": module, "settings": worker.encode(settings),
-                    "memory_bytes": memory_bytes, "last_second": MOST_PATIENCE * seconds})
+        self.write(json.dumps({"module": module, "settings": worker.encode(settings), "memory_bytes": memory_bytes,
+                               "last_second": MOST_PATIENCE * seconds}).encode() + b"\n")
 
-    def write(self, request: Any) -> None:
+    def write(self, line: bytes) -> None:
         """Send one line. A child that has just died is noticed when its reply channel ends."""
         try:
-            self.stdin.write(json.dumps(request).encode() + b"\n")
+            self.stdin.write(line)
             self.stdin.flush()
         except BrokenPipeError:
             self.deadline = 0.0
@@ -65,7 +71,9 @@ class Child:
     def start_clock(self) -> None:
         """The first pending row begins now."""
         if self.ready:
-            self.begun, self.waited = time.monotonic(), self._waiting_for_processor()
+            self.begun = time.monotonic()
+            if self.begun - self.asked_at >= ACCOUNT_SECONDS:
+                self.asked_at, self.waited = self.begun, self._waiting_for_processor()
             self.deadline = self.begun + self.seconds if self.pending else float("inf")
 
     def is_late(self) -> bool:
@@ -90,19 +98,37 @@ class Child:
         self._stage, self._buffer, self._filled = 0, bytearray(worker.LENGTHS.size), 0
         self._lengths, self._header = (0, 0), b""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something has been read of the next frame."""
+        return len(self._left) > 0
+
+    def _read(self) -> bool:
+        """Go on filling the buffer; what comes beyond it waits in the inbox. False when nothing has arrived."""
+        lacks = len(self._buffer) - self._filled
+        if self._left:
+            some = self._left[:lacks]
+            self._buffer[self._filled:self._filled + len(some)] = some
+            self._filled, self._left = self._filled + len(some), self._left[len(some):]
+            return True
+        try:
+            with memoryview(self._buffer) as view:
+                count = os.readv(self.stdout.fileno(), [view[self._filled:], self._inbox])
+        except BlockingIOError:
+            return False
+        if count == 0:
+            raise EOFError
+        self._filled += min(count, lacks)
+        self._left = memoryview(self._inbox)[:max(0, count - lacks)]
+        return True
+
     def receive(self) -> tuple[dict[str, Any], bytearray] | None:
         """Take what has arrived; a whole frame when there is one. Raises EOFError at the end of the stream and
         ValueError on a frame that no honest child sends."""
         while True:
             while self._filled < len(self._buffer):
-                try:
-                    with memoryview(self._buffer) as view:
-                        count = os.readv(self.stdout.fileno(), [view[self._filled:]])
-                except BlockingIOError:  # nothing more has arrived
+                if not self._read():
                     return None
-                if count == 0:
-                    raise EOFError
-                self._filled += count
             if self._stage == 0:
                 self._lengths = worker.LENGTHS.unpack(self._buffer)
                 if self._lengths[0] > MAX_HEADER_BYTES or self._lengths[1] > self.max_bytes:

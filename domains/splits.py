@@ -5,7 +5,6 @@ Group names may be patient numbers: messages show the beginnings of a few pseudo
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from domains import pseudonyms
+from domains.rows import changed
 from domains.sample import ManifestRow, Task
 
 HELD = ("train", "val", "test")
@@ -77,7 +77,7 @@ def assert_no_group_is_cut(groups: Iterable[str], splits: Iterable[str]) -> None
 
 
 def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Task],
-           labels: Mapping[str, np.ndarray], units: Mapping[str, str] | None = None) -> list[ManifestRow]:
+           labels: Mapping[str, np.ndarray], units: Mapping[str, str] | None = None) -> Sequence[ManifestRow]:
     """Give a split to the rows that have none; rows of a group that has one follow it.
 
     Groups are sorted by stratum (source and labels) and, inside, by a hash of seed and name; walking along, each goes
@@ -104,10 +104,9 @@ def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Ta
     strata = _strata(rows, open_rows, tasks, labels)
     order = sorted(open_rows, key=lambda unit: (strata[unit], _rank(unit, settings.seed), unit))
     of_unit.update(_deal(order, [len(open_rows[unit]) for unit in order], settings))
-    divided = [row if row.split else dataclasses.replace(
-        row, split=known.get(row.group) or of_unit[units.get(row.group, row.group)]) for row in rows]
-    assert_no_group_is_cut((row.group for row in divided), (row.split for row in divided))
-    return divided
+    splits = [row.split or known.get(row.group) or of_unit[units.get(row.group, row.group)] for row in rows]
+    assert_no_group_is_cut((row.group for row in rows), splits)
+    return changed(rows, split=splits)
 
 
 def _given(rows: Sequence[ManifestRow], units: Mapping[str, str]) -> dict[str, str]:

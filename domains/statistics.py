@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from domains.contract import Channel, Contract
-from domains.mapped import leave
 from domains.store import Prepared
 
 PERCENTILES = (0.5, 99.5)
@@ -91,9 +90,7 @@ def _channel(chunk: np.ndarray, c: int) -> np.ndarray:
 
 def _wrapped(prepared: Prepared, rows: np.ndarray, max_values: int, progress: Progress | None) -> Iterator[np.ndarray]:
     stacks = prepared.stacks(rows, max_values)
-    for some, values in (progress(stacks, len(rows)) if progress else stacks):
-        yield values
-        leave(prepared.values(int(some[-1])))  # its shard
+    return (values for _, values in (progress(stacks, len(rows)) if progress else stacks))
 
 
 # ---- one- and two-byte types ----

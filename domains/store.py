@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 from domains import contract as contracts
 from domains import seal as seals
 from domains.contract import Contract
+from domains.layout import Layout
+from domains.mapped import leave
 from domains.sample import DTYPES, ManifestRow, Piece, mask_shape
 from domains.seal import DamagedData
 from domains.shards import Shards, fingerprint, npy_header
@@ -154,13 +156,10 @@ class Prepared:
         self.contract: Contract = contracts.load(folder / "contract.json")
         table = pq.read_table(folder / "index.parquet", columns=["shard", "offset", "shape", "mask_shard",
                                                                  "mask_offset"])
-        self._shard = _numbers(table, "shard")
-        self._offset = _numbers(table, "offset")
-        self._mask_shard = _numbers(table, "mask_shard")
-        self._mask_offset = _numbers(table, "mask_offset")
         shapes = table["shape"].combine_chunks()
-        self._dims = shapes.flatten().to_numpy().astype(np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(shapes.value_lengths().to_numpy())]).astype(np.int64)
+        self._layout = Layout(table["shard"].to_numpy(), table["offset"].to_numpy(), table["mask_shard"].to_numpy(),
+                              table["mask_offset"].to_numpy(), shapes.flatten().to_numpy(),
+                              shapes.value_lengths().to_numpy())
         self._maps: dict[str, np.ndarray] = {}
         self._columns: dict[str, list[Any]] = {}
         self._labels: dict[str, np.ndarray] = {}
@@ -169,7 +168,7 @@ class Prepared:
         self._check_sizes()
 
     def __len__(self) -> int:
-        return len(self._shard)
+        return len(self._layout)
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry its whole content to the worker process; each opens its own instead.
@@ -177,57 +176,47 @@ class Prepared:
 
     def shape(self, i: int) -> tuple[int, ...]:
         """Shape of sample i."""
-        return tuple(int(n) for n in self._dims[self._starts[i]:self._starts[i + 1]])
+        return self._layout.shape(i)
 
     def values(self, i: int) -> np.ndarray:
         """Sample i as a read-only view of its shard: C H W, C D H W or M F in the contract's dtype. Raises DamagedData
         when it is read for the first time and is not what was written."""
-        shape, offset = self.shape(i), int(self._offset[i])
-        values = self._map(self.place(i))[offset:offset + _size(shape)].reshape(shape)
+        values = self._view(*self._layout.place(i))
         if self._to_check["sha256"][i]:
             self._check_sample(i, values, "sha256")
         return values
 
     def stacks(self, rows: np.ndarray, max_values: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(rows, values K C ... or K M F) for neighbours in `rows` that have one shape: at most `max_values` values,
-        and at least one sample. A Python loop over a million small samples would cost more than the work on them."""
+        and at least one sample. A Python loop over a million small samples would cost more than the work on them.
+
+        Once the next stack is asked for, the pages of this one's shards are given back: whoever walks through all
+        samples would otherwise hold all of them."""
         start = 0
         while start < len(rows):
-            first = int(rows[start])
-            size = _size(self.shape(first))
-            here = rows[start:start + max(1, max_values // size)]
-            alike = self._shaped_as(here, first)
-            here = here if alike.all() else here[:int(np.argmin(alike))]
-            yield here, self._stack(here, size)
+            here = self._layout.alike(rows[start:], max_values)
+            yield here, self._stack(here)
+            for name in {self.place(int(here[0])), self.place(int(here[-1]))}:
+                leave(self._map(name))
             start += len(here)
 
-    def _shaped_as(self, rows: np.ndarray, i: int) -> np.ndarray:
-        own = self._dims[self._starts[i]:self._starts[i + 1]]
-        same = np.diff(self._starts)[rows] == len(own)
-        for axis, extent in enumerate(own):
-            at = np.minimum(self._starts[rows] + axis, len(self._dims) - 1)
-            same &= self._dims[at] == extent
-        return same
-
-    def _stack(self, rows: np.ndarray, size: int) -> np.ndarray:
-        first, last = int(rows[0]), int(rows[-1])
-        adjoining = len(rows) == last - first + 1 and self._shard[first] == self._shard[last] and (
-            self._offset[last] - self._offset[first] == (last - first) * size)
-        if not adjoining:
+    def _stack(self, rows: np.ndarray) -> np.ndarray:
+        if not self._layout.adjoin(rows):
             return np.stack([self.values(int(i)) for i in rows])
         for i in rows[self._to_check["sha256"][rows]]:
             self.values(int(i))
-        offset = int(self._offset[first])
-        flat = self._map(f"shard-{self._shard[first]:05d}.npy")[offset:offset + len(rows) * size]
-        return flat.reshape((len(rows), *self.shape(first)))
+        name, offset, shape = self._layout.place(int(rows[0]))
+        return self._view(name, offset, (len(rows), *shape))
+
+    def _view(self, name: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        return self._map(name)[offset:offset + math.prod(shape)].reshape(shape)
 
     def mask(self, i: int) -> np.ndarray | None:
         """Sample i's mask of uint8 classes (255 unknown) as a read-only view, or None where it has none. Raises
         DamagedData like `values`."""
-        if self._mask_shard[i] < 0:
+        if self._layout.mask_shard[i] < 0:
             return None
-        shape, offset = mask_shape(self.shape(i)), int(self._mask_offset[i])
-        mask = self._map(f"mask-{self._mask_shard[i]:05d}.npy")[offset:offset + _size(shape)].reshape(shape)
+        mask = self._view(*self._layout.mask_place(i))
         if self._to_check["mask_sha256"][i]:
             self._check_sample(i, mask, "mask_sha256")
         return mask
@@ -238,25 +227,41 @@ class Prepared:
 
     def place(self, i: int) -> str:
         """The shard that holds sample i, for messages."""
-        return f"shard-{self._shard[i]:05d}.npy"
+        return self._layout.place(i)[0]
 
     def gaps(self) -> np.ndarray:
         """Rows of samples, and of masks, that do not begin where the one before them in their shard ends."""
-        sizes, mask_sizes = self._sizes()
-        has = np.flatnonzero(self._mask_shard >= 0)
-        return np.union1d(_gaps(np.arange(len(self)), self._shard, self._offset, sizes),
-                          _gaps(has, self._mask_shard[has], self._mask_offset[has], mask_sizes[has]))
+        return self._layout.gaps()
 
     @property
     def has_mask(self) -> np.ndarray:
         """n bool: which samples come with a mask."""
-        return self._mask_shard >= 0
+        has: np.ndarray = self._layout.mask_shard >= 0
+        return has
 
     def column(self, name: str) -> list[Any]:
         """A column of the index (key, group, split, source, sha256, file_sha256, facts as dicts, ...) as a list."""
         if name not in self._columns:
-            self._columns[name] = list(self.facts()) if name == "facts" else self._arrow(name).to_pylist()
+            self._columns[name] = list(self.facts()) if name == "facts" else self._once_each(name)
         return self._columns[name]
+
+    def _once_each(self, name: str) -> list[Any]:
+        """A column whose equal texts are one object: a split or a source would otherwise be one for every sample."""
+        found = self._arrow(name)
+        if not pa.types.is_string(found.type):
+            return list(found.to_pylist())
+        encoded = found.combine_chunks().dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        return [texts[code] for code in encoded.indices.to_pylist()]
+
+    def texts(self, name: str, rows: Sequence[int]) -> dict[int, str]:
+        """Row -> its text in a column of the index, for a few rows; a whole column takes 100 bytes a sample."""
+        return dict(zip(rows, self._arrow(name).take(pa.array(rows, pa.int64())).to_pylist(), strict=True))
+
+    def codes(self, name: str) -> np.ndarray:
+        """n int64: a number for each text of a column, equal where the texts are, in the order of their first rows."""
+        codes: np.ndarray = self._arrow(name).combine_chunks().dictionary_encode().indices.to_numpy()
+        return codes.astype(np.int64)
 
     def facts(self) -> Iterator[dict[str, Any]]:
         """The facts of every sample, one after the other: all at once they take 1 kB each."""
@@ -353,48 +358,15 @@ class Prepared:
                               "whole, or ingest again; `lacuna verify` also names the runs that this data went into.")
 
     def _check_sizes(self) -> None:
-        if not len(self):
-            return
-        sizes, mask_sizes = self._sizes()
-        self._check("shard", self._shard, self._offset + sizes, self.contract.dtype)
-        has = self._mask_shard >= 0
-        self._check("mask", self._mask_shard[has], (self._mask_offset + mask_sizes)[has], "uint8")
+        for name, lengths in self._layout.lengths().items():
+            dtype = np.dtype(self.contract.dtype if name == "shard" else "uint8")
+            for number, length in enumerate(lengths.tolist()):
+                self._check(f"{name}-{number:05d}.npy", dtype, length)
 
-    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Number of values of every sample, and of a mask for it."""
-        if not len(self):
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        leading = self._dims[self._starts[:-1]]
-        sizes = np.multiply.reduceat(self._dims, self._starts[:-1])
-        return sizes, np.where(np.diff(self._starts) == 2, leading, sizes // np.maximum(leading, 1))
-
-    def _check(self, name: str, shards: np.ndarray, ends: np.ndarray, dtype: str) -> None:
-        if not len(shards):
-            return
-        needed = np.zeros(int(shards.max()) + 1, np.int64)
-        np.maximum.at(needed, shards, ends)
-        for number, length in enumerate(needed):
-            shard = self._map(f"{name}-{number:05d}.npy")
-            expected = npy_header(np.dtype(dtype), int(length))
-            with (self.folder / f"{name}-{number:05d}.npy").open("rb") as file:
-                header = file.read(len(expected))
-            if shard.dtype != np.dtype(dtype) or shard.shape != (length,) or header != expected:
-                raise DamagedData(f"{name}-{number:05d}.npy in {self.folder}: found {shard.dtype} {shard.shape}, "
-                                  f"expected {dtype} ({length},). Remedy: run `lacuna ingest` again.")
-
-
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    numbers: np.ndarray = table[name].to_numpy()
-    return numbers.astype(np.int64)
-
-
-def _gaps(rows: np.ndarray, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    order = np.lexsort((offsets, shards))
-    ends = (offsets + sizes)[order]
-    first = np.diff(shards[order], prepend=-1) != 0
-    begin = np.where(first, 0, np.concatenate([[0], ends[:-1]])[:len(ends)])
-    return rows[order][offsets[order] != begin]
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)
+    def _check(self, name: str, dtype: np.dtype, length: int) -> None:
+        shard, expected = self._map(name), npy_header(dtype, length)
+        with (self.folder / name).open("rb") as file:
+            header = file.read(len(expected))
+        if shard.dtype != dtype or shard.shape != (length,) or header != expected:
+            raise DamagedData(f"{name} in {self.folder}: found {shard.dtype} {shard.shape}, expected {dtype} "
+                              f"({length},). Remedy: run `lacuna ingest` again.")

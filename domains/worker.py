@@ -18,6 +18,9 @@ import signal
 import struct
 import sys
 import traceback
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +43,12 @@ TIDY_SHARE = 0.25
 """Share of the memory limit that a child may hold on to between files before it gives back what it can."""
 
 
+MOST_PARTS = 512
+"""Pieces of memory that are written by one call; Linux takes 1,024."""
+SMALL_FILE = 2**18
+"""Bytes of a file that is hashed in one go."""
+
+
 def main() -> None:
     """Serve one parent until it closes the pipe."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
@@ -54,14 +63,15 @@ def main() -> None:
         module = importlib.import_module(order["module"])
         settings = decode(order["settings"])
     except ImportError as error:
-        _send(replies, {"missing": str(error)}, [])
+        send(replies, text_of({"missing": str(error)}))
         return
-    _send(replies, {"ready": True}, [])
+    send(replies, text_of({"ready": True}))
+    memory = _Memory(most)
     for line in requests:
         signal.alarm(order["last_second"] + ALARM_SLACK)
-        _send(replies, *_answer(module, settings, decode(json.loads(line))))
+        send(replies, *_answer(module, settings, asked(line), memory))
         signal.alarm(0)
-        _tidy(most)
+        memory.tidy()
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -77,42 +87,47 @@ def limit_process(memory_bytes: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-def _tidy(most: int) -> None:
-    """Give back what the last file left behind, so that the next one has the whole limit to itself."""
-    with open("/proc/self/statm", "rb", buffering=0) as file:
-        held = int(file.read().split()[5]) * resource.getpagesize()
-    if held > most:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+class _Memory:
+    """What this process holds, as the kernel counts it; asked for after every file, so that opening what tells it would
+    cost more than reading it."""
+
+    def __init__(self, most: int) -> None:
+        """most: bytes that may be left over from one file to the next."""
+        self.most, self.page = most, resource.getpagesize()
+        self.now, self.so_far = (os.open(f"/proc/self/{name}", os.O_RDONLY) for name in ("statm", "status"))
+
+    def tidy(self) -> None:
+        """Give back what the last file left behind, so that the next one has the whole limit to itself."""
+        if int(os.pread(self.now, 256, 0).split()[5]) * self.page > self.most:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+
+    def peak_bytes(self) -> int:
+        """Most that was ever held. What getrusage tells begins with what the parent held when it forked."""
+        return int(os.pread(self.so_far, 8192, 0).split(b"VmHWM:")[1].split(maxsplit=1)[0]) * 1024
 
 
-def _answer(module: Any, settings: object, row: ManifestRow) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _answer(module: Any, settings: object, row: ManifestRow, memory: _Memory) -> tuple[bytes, list[np.ndarray]]:
     header: dict[str, Any] = {}
     try:
         links.refuse_leading_out([row.path], row.within)
         header["sha256"] = hash_of(row.path)
         found: list[Piece] | Part = module.read(row, settings)
         pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
-        header["pieces"] = json.loads(json.dumps([_describe(piece) for piece in pieces], default=_plain))
         arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
+        return text_of({**header, "pieces": [describe(piece) for piece in pieces],
+                        "peak_bytes": memory.peak_bytes()}), arrays
     except Exception as error:
-        arrays = []
-        if _is_for_memory(error):
-            header["memory"] = True
-        elif isinstance(error, Refused):
-            header["refused"] = str(error)
-        elif isinstance(error, ImportError):
-            header = {"missing": str(error)}
-        else:  # a parser's message may quote the file's header: only where and what kind is passed on
-            header["refused"] = _where(error)
-    header["peak_bytes"] = _peak_bytes()
-    return header, arrays
+        return text_of({**header, **_told(error), "peak_bytes": memory.peak_bytes()}), []
 
 
-def _peak_bytes() -> int:
-    """Most memory that this process has held. What getrusage tells begins with what its parent held when it forked."""
-    with open("/proc/self/status", "rb", buffering=0) as file:
-        return int(file.read().split(b"VmHWM:")[1].split()[0]) * 1024
+def _told(error: Exception) -> dict[str, Any]:
+    if _is_for_memory(error):
+        return {"memory": True}
+    if isinstance(error, ImportError):
+        return {"missing": str(error)}
+    # A parser's message may quote the file's header: only where and what kind is passed on.
+    return {"refused": str(error) if isinstance(error, Refused) else _where(error)}
 
 
 def _is_for_memory(error: BaseException | None) -> bool:
@@ -131,7 +146,8 @@ def _where(error: Exception) -> str:
     return f"the reader raised {type(error).__name__} at {'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
 
 
-def _describe(piece: Piece) -> dict[str, Any]:
+def describe(piece: Piece) -> dict[str, Any]:
+    """What a frame's header says of a piece, whose arrays follow it. Raises Refused for a type that is not stored."""
     if piece.values.dtype.name not in DTYPES:
         raise Refused(f"the reader returned {piece.values.dtype.name}, expected one of {', '.join(DTYPES)}")
     return {"dtype": piece.values.dtype.name, "shape": list(piece.values.shape), "facts": piece.facts,
@@ -139,18 +155,35 @@ def _describe(piece: Piece) -> dict[str, Any]:
             "mask_dtype": None if piece.mask is None else piece.mask.dtype.name}
 
 
-def _send(replies: IO[bytes], header: dict[str, Any], arrays: list[np.ndarray]) -> None:
-    text = json.dumps(header).encode()
-    parts = [np.ascontiguousarray(array) for array in arrays]
-    _write(replies, LENGTHS.pack(len(text), sum(part.nbytes for part in parts)) + text)
-    for part in parts:
-        _write(replies, part.reshape(-1).view(np.uint8).data)
+def text_of(header: dict[str, Any]) -> bytes:
+    """A frame's header. Raises TypeError where facts hold what JSON does not."""
+    return json.dumps(header, default=_plain).encode()
 
 
-def _write(replies: IO[bytes], content: bytes | memoryview) -> None:
-    rest = memoryview(content)
-    while len(rest):
-        rest = rest[replies.write(rest):]
+def send(stream: IO[bytes], header: bytes, arrays: Sequence[np.ndarray] = ()) -> None:
+    """Write one frame to an unbuffered stream: lengths, a header from `text_of`, the bytes of the arrays. All in as few
+    calls as there may be, since each may wake whoever reads."""
+    bodies = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
+    parts = deque([memoryview(LENGTHS.pack(len(header), sum(map(len, bodies))) + header), *bodies])
+    while parts:
+        written = os.writev(stream.fileno(), list(islice(parts, MOST_PARTS)))
+        while parts and written >= len(parts[0]):
+            written -= len(parts.popleft())
+        if written:
+            parts[0] = parts[0][written:]
+
+
+def request_of(row: ManifestRow) -> bytes:
+    """One line that asks for a row; `asked` makes it a row again."""
+    return json.dumps([str(row.path), row.key, row.group, row.split, row.source, row.mask_path and str(row.mask_path),
+                       row.columns, row.part, row.within and str(row.within)]).encode() + b"\n"
+
+
+def asked(line: bytes) -> ManifestRow:
+    """The row that a line of `request_of` asks for."""
+    path, key, group, split, source, mask_path, columns, part, within = json.loads(line)
+    return ManifestRow(Path(path), key, group, split, source, mask_path and Path(mask_path), columns, part,
+                       within and Path(within))
 
 
 def _plain(value: object) -> object:
@@ -167,7 +200,9 @@ def hash_of(path: Path) -> str:
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             digest.update(f"{file.relative_to(path).as_posix()}\0{hash_of(file)}\n".encode())
         return digest.hexdigest()
-    with path.open("rb") as stream:
+    with open(path, "rb", buffering=0) as stream:
+        if os.fstat(stream.fileno()).st_size <= SMALL_FILE:  # hashlib would fill a buffer of as many zeros first
+            return hashlib.sha256(stream.read()).hexdigest()
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

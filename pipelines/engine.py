@@ -25,8 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from domains import quarantine, worker
-from domains.quarantine import Limits, Outcome, Reader, read_all
+import numpy as np
+
+from domains import worker
+from domains.quarantine import Limits, Outcome, Reader, outcome_of, read_all
 from domains.sample import ManifestRow
 from pipelines.remote import Read
 
@@ -151,20 +153,20 @@ def read_part(order: str, part: str) -> int:
     with _ONE_AT_A_TIME:
         with open(temporary, "wb", buffering=0) as file:
             for outcome in read_all(rows, reader, limits):
-                header, arrays = _described(outcome)
-                worker._send(file, header, arrays)
+                worker.send(file, *_described(outcome))
                 number += 1
             os.fsync(file.fileno())
         os.replace(temporary, part)
     return number
 
 
-def _described(outcome: Outcome) -> tuple[dict[str, Any], list[Any]]:
+def _described(outcome: Outcome) -> tuple[bytes, list[np.ndarray]]:
     header = {"index": outcome.index, "part": outcome.row.part, "more": outcome.more, "sha256": outcome.sha256,
-              "peak_bytes": outcome.peak_bytes, "pieces": [worker._describe(piece) for piece in outcome.pieces]}
+              "peak_bytes": outcome.peak_bytes, "pieces": [worker.describe(piece) for piece in outcome.pieces]}
     if outcome.reason:
         header["refused"] = outcome.reason
-    return header, [array for piece in outcome.pieces for array in (piece.values, piece.mask) if array is not None]
+    return worker.text_of(header), [array for piece in outcome.pieces for array in (piece.values, piece.mask)
+                                    if array is not None]
 
 
 def _outcomes(part: Path, begin: int, chunk: Sequence[ManifestRow]) -> Iterator[Outcome]:
@@ -174,7 +176,7 @@ def _outcomes(part: Path, begin: int, chunk: Sequence[ManifestRow]) -> Iterator[
             num_header, num_arrays = worker.LENGTHS.unpack(lengths)
             header, payload = json.loads(file.read(num_header)), bytearray(file.read(num_arrays))
             row = replace(chunk[header["index"]], part=header["part"])
-            yield replace(quarantine._outcome(row, header, payload), index=begin + header["index"])
+            yield outcome_of(row, begin + header["index"], header, payload)
 
 
 def code_hash(reader_module: str) -> str:

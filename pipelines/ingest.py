@@ -180,7 +180,7 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
 
 
 def divide(rows: Sequence[ManifestRow], settings: DataRun, units: Mapping[str, str] | None = None
-           ) -> tuple[list[ManifestRow], dict[str, Task], dict[str, np.ndarray]]:
+           ) -> tuple[Sequence[ManifestRow], dict[str, Task], dict[str, np.ndarray]]:
     """Rows with a split each, tasks with their classes, and per task the labels n k.
 
     Args:
@@ -309,8 +309,8 @@ def _contract_fault(pieces: Sequence[Piece], contract: Contract) -> str:
 
 # ---- after ----
 
-def _join(name: str, settings: DataRun, manifest: Manifest, rows: list[ManifestRow], origins: np.ndarray,
-          folder: Path) -> tuple[list[ManifestRow], Joined, Signed | None]:
+def _join(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[ManifestRow], origins: np.ndarray,
+          folder: Path) -> tuple[Sequence[ManifestRow], Joined, Signed | None]:
     """Divide again where groups repeat each other: only what was read can tell. Returns the rows with their splits, and
     the signatures of all samples if it took them."""
     ours = np.array([not row.split for row in manifest.rows], bool)[origins]

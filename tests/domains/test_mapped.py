@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from domains.mapped import leave, on_disk
-
-
-def _mapped_bytes() -> int:
-    """Pages of files that this process holds in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem")))
+from tests.domains.held_pages import mapped_bytes
 
 
 def test_an_array_that_was_left_takes_no_memory_and_keeps_what_was_written() -> None:
     vectors = on_disk(4096, 4096)
-    before = _mapped_bytes()
+    before = mapped_bytes()
     vectors[:] = np.arange(4096, dtype=np.float32)
-    assert _mapped_bytes() - before > 0.9 * vectors.nbytes
+    assert mapped_bytes() - before > 0.9 * vectors.nbytes
     leave(vectors[7:9])
-    assert _mapped_bytes() - before < 0.1 * vectors.nbytes
+    assert mapped_bytes() - before < 0.1 * vectors.nbytes
     assert np.array_equal(vectors[[0, 4095]], np.tile(np.arange(4096, dtype=np.float32), (2, 1)))
 
 

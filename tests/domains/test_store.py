@@ -14,6 +14,7 @@ from domains.integrity import damaged_samples
 from domains.sample import ManifestRow, Piece, Task
 from domains.seal import DamagedData
 from domains.store import LEAKS, Prepared, Writer, open_prepared
+from tests.domains.held_pages import mapped_bytes
 
 CONTRACT = Contract("medical", "xray", (Channel("grey", "grey 0-255"),), "uint8", (4, 6),
                     tasks={"sick": Task("single_label", ("sick",), ("no", "yes"))})
@@ -182,6 +183,20 @@ def test_stacks_give_every_row_once_and_in_order(tmp_path: Path) -> None:
         seen += some.tolist()
         assert all(np.array_equal(value, sample(int(i))) for i, value in zip(some, values, strict=True))
     assert seen == rows.tolist()
+
+
+def test_walking_through_stacks_holds_one_stack_of_the_shards_and_not_all(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, "uint8", CONTRACT.tasks)
+    for i in range(64):
+        writer.add(Piece(np.full((1, 1024, 1024), i, np.uint8)), row(i), {"sick": np.zeros(1)})
+    writer.close()
+    contracts.save(CONTRACT, tmp_path / "contract.json")
+    prepared = open_prepared(tmp_path, check_reads=False)
+    before, most = mapped_bytes(), 0
+    for rows, values in prepared.stacks(np.arange(64), 2**22):
+        assert values.max() == rows[-1]
+        most = max(most, mapped_bytes() - before)
+    assert 2**22 <= most < 2**23
 
 
 def test_a_forgotten_label_is_refused(tmp_path: Path) -> None:
