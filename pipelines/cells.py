@@ -56,8 +56,8 @@ class Told:
     """val_loss, learning_rate, steps, seconds, trained, weights, groups, rows."""
 
 
-CODE = ("bad_steps", "batches", "cells", "checkpoints", "finetune", "finetune_settings", "label_budget", "optimisers",
-        "probes", "schedule", "starts", "temperature", "training", "training_module", "tuned_checkpoints")
+CODE = ("bad_steps", "batches", "cells", "checkpoints", "finetune", "finetune_settings", "label_budget", "memory_bank",
+        "optimisers", "probes", "schedule", "starts", "temperature", "training", "training_module", "tuned_checkpoints")
 """Modules of pipelines/ that decide what a cell says, beside models/ and the domain's loading."""
 
 

@@ -32,6 +32,7 @@ from pipelines.batches import Batch, Source, domain_code
 from pipelines.estimate import announce, with_memory_advice
 from pipelines.finetune_settings import FinetuneRun
 from pipelines.label_budget import labelled_rows
+from pipelines.memory_bank import fill_memories
 from pipelines.probes import fit_linear, fit_neighbours
 from pipelines.processes import follows
 from pipelines.resume import Work, work_folder
@@ -155,6 +156,7 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     model = build_model(start, settings.head, task, seed, len(train.rows), settings.initialisation)
     adapters = settings.adapters if arm == "pretrained" else ()
     trunk = put_adapters(model, adapters, settings.start, seed)
+    fill_memories(model, train, device_of(settings.machine))
     trained, weights = trained_of(model, settings.protocol)
     model.loss.label_smoothing = settings.label_smoothing
     model.loss.fit(torch.from_numpy(train.labels[train.rows]), settings.imbalance)

@@ -25,6 +25,7 @@ from models.adapters.adapter import (
     load_adapter_state,
     merge_adapters,
 )
+from models.adapters.prior_prompts import check_memories
 from models.encoder.build import AnyEncoder, build_encoder
 from models.encoder.tokenizers import ByChannel
 from models.encoder.transformer import Encoder
@@ -123,6 +124,7 @@ def _encoder(folder: Path, record: dict[str, Any], contract: Contract, where: st
     for one in adapters:
         add_adapter(encoder, one)
     fill(encoder, part_weights(folder, "encoder"), f"encoder of {folder}")
+    check_memories(encoder)
     if record["channels"]:
         assert isinstance(encoder.tokenizer, ByChannel), "no other tokenizer has channels to write down"
         encoder.tokenizer.read_channels(record["channels"])

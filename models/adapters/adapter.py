@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from models.adapters.bias import Bias, add_bias
 from models.adapters.bottleneck import Bottleneck, add_bottleneck
 from models.adapters.gated_prompts import GatedPrompts, add_gated_prompts
+from models.adapters.geometry import Geometry, add_geometry
 from models.adapters.lora import Lora, add_lora
+from models.adapters.prior_prompts import PriorPrompts, add_prior_prompts, check_memories
 from models.adapters.prompts import Prompts, add_prompts
-from models.adapters.seams import added, inner_blocks, merged, wrap_linear
+from models.adapters.seams import EVERY_LINEAR, added, inner_blocks, kept, merged, wrap_linear
 from models.adapters.singular_values import SingularValues, add_singular_values
 from models.encoder.transformer import Encoder
 
-AdapterSettings = Prompts | GatedPrompts | SingularValues | Lora | Bias | Bottleneck
+AdapterSettings = Prompts | GatedPrompts | SingularValues | Lora | Bias | Bottleneck | PriorPrompts | Geometry
 """Told apart by `kind`."""
 
 
@@ -45,13 +47,17 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings) -> list[nn.Parame
             return add_bias(encoder, settings)
         case Bottleneck():
             return add_bottleneck(encoder, settings)
+        case PriorPrompts():
+            return add_prior_prompts(encoder, settings)
+        case Geometry():
+            return add_geometry(encoder, settings)
 
 
 def merge_adapters(encoder: Encoder) -> None:
     """Fold every adapted linear layer into a plain one that computes the same, within rounding. Prompts, gates and
     bottlenecks are no linear layers; they stay."""
     for block in inner_blocks(encoder):
-        for name in ("attention.qkv", "attention.proj", "mlp.0", "mlp.3"):
+        for name in EVERY_LINEAR:
             wrap_linear(block, name, merged, outside=True)
 
 
@@ -68,7 +74,12 @@ def left_after_merging(settings: AdapterSettings) -> AdapterSettings | None:
 
 def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
     """What adapters have added, by name: all that need be kept beside the encoder they were put on."""
-    return {name: value.detach().clone() for name, value in added(encoder)}
+    return {name: value.detach().clone() for name, value in _state(encoder)}
+
+
+def _state(encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from added(encoder)
+    yield from kept(encoder)
 
 
 def trunk_hash(encoder: nn.Module) -> str:
@@ -100,14 +111,14 @@ def load_adapter_state(encoder: Encoder, adapters: Sequence[AdapterSettings], st
         The parameters that were added.
 
     Raises:
-        ValueError: the encoder is another one, or weights are missing, strange or of another shape; in the first case
-            nothing has been added.
+        ValueError: the encoder is another one, weights are missing, strange or of another shape, or a memory of
+            training features is damaged; in the first case nothing has been added.
     """
     if made_on is not None and (found := trunk_hash(encoder)) != made_on:
         raise ValueError(f"these adapter weights were made on an encoder with the hash {made_on[:12]}; found one with "
                          f"{found[:12]}. On other weights they mean nothing. Load the encoder that they were made on.")
     new = [value for settings in adapters for value in add_adapter(encoder, settings)]
-    own = dict(added(encoder))
+    own = dict(_state(encoder))
     unlike = [name for name in own if name in state and own[name].shape != state[name].shape]
     missing, strange = [name for name in own if name not in state], [name for name in state if name not in own]
     if missing or strange or unlike:
@@ -116,4 +127,5 @@ def load_adapter_state(encoder: Encoder, adapters: Sequence[AdapterSettings], st
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
+    check_memories(encoder)
     return new

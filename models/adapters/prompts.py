@@ -7,6 +7,7 @@ Legend: B batch, V visible patches, S class token (1 or 0), X prompts, E width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,8 +43,11 @@ class PromptedBlock(nn.Module):
     ADDED = ("prompts",)
 
     def __init__(self, wrapped: nn.Module, started: int, num_prompts: int, *, first: bool,
-                 prompts: Tensor | None = None, dropout: float = 0.0) -> None:
+                 prompts: Tensor | None = None, dropout: float = 0.0,
+                 more: Callable[[Tensor, Tensor | None], Tensor] | None = None) -> None:
+        """more: (the block's input, its validity list) -> B X E or 1 X E, added to the prompts; None: nothing."""
         super().__init__()
+        self.more = more
         self.wrapped = wrapped
         self.started, self.num_prompts, self.first = started, num_prompts, first
         self.prompts = None if prompts is None else nn.Parameter(prompts)
@@ -54,6 +58,8 @@ class PromptedBlock(nn.Module):
         if self.prompts is not None:
             after = self.started if self.first else self.started + self.num_prompts
             held = self.drop(self.prompts.expand(len(x), -1, -1)).to(x.dtype)
+            if self.more is not None:
+                held = held + self.more(x, valid).to(x.dtype)
             x = torch.cat([x[:, :self.started], held, x[:, after:]], 1)
         if valid is not None:
             seen = valid.new_ones(len(valid), self.num_prompts)
@@ -72,17 +78,25 @@ def add_prompts(encoder: Encoder, settings: Prompts) -> list[nn.Parameter]:
     Raises:
         ValueError: the encoder has prompts already.
     """
-    if any(isinstance(block, PromptedBlock) for block in encoder.blocks):
-        raise ValueError("this encoder has prompts already; expected one adapter with prompts at most. Ask for more "
-                         "num_prompts instead.")
+    refuse_second_prompts(encoder)
     started = int(encoder.class_token is not None)
-    bound = math.sqrt(6 / (encoder.tokenizer.num_values + encoder.width))
-    like = next(encoder.blocks.parameters())
     for i, block in enumerate(encoder.blocks):
-        prompts = None
-        if i == 0 or settings.deep:
-            prompts = torch.empty(settings.num_prompts, encoder.width, device=like.device, dtype=like.dtype)
-            nn.init.uniform_(prompts, -bound, bound)
+        prompts = first_prompts(encoder, settings.num_prompts) if i == 0 or settings.deep else None
         encoder.blocks[i] = PromptedBlock(block, started, settings.num_prompts, first=i == 0, prompts=prompts,
                                           dropout=settings.dropout).train(block.training)
     return [value for name, value in added(encoder) if name.endswith(".prompts")]
+
+
+def refuse_second_prompts(encoder: Encoder) -> None:
+    """Raises ValueError when the encoder has prompts."""
+    if any(isinstance(block, PromptedBlock) for block in encoder.blocks):
+        raise ValueError("this encoder has prompts already; expected one adapter with prompts at most. Ask for more "
+                         "num_prompts instead.")
+
+
+def first_prompts(encoder: Encoder, num_prompts: int) -> Tensor:
+    """X E, drawn as the release draws them."""
+    bound = math.sqrt(6 / (encoder.tokenizer.num_values + encoder.width))
+    like = next(encoder.blocks.parameters())
+    prompts = torch.empty(num_prompts, encoder.width, device=like.device, dtype=like.dtype)
+    return nn.init.uniform_(prompts, -bound, bound)

@@ -1,9 +1,10 @@
 """The two places where an adapter may get in: a block may be wrapped, a linear layer may be wrapped.
 
-A wrapper calls what it wraps `wrapped` and names its own tensors in ADDED; so adapters that know nothing of each other
-can be put on one encoder, and what each has added can be told from the encoder's own weights.
+A wrapper calls what it wraps `wrapped` and names its own tensors in ADDED, and those that it keeps but never trains in
+KEPT; so adapters that know nothing of each other can be put on one encoder, and what each has added can be told from
+the encoder's own weights. Blocks see no places; an adapter that needs them has them noted (`note_places`).
 
-Legend: E width, i inputs, o outputs of a layer.
+Legend: B batch, V visible patches, K place coordinates, E width, i inputs, o outputs of a layer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ LayerName = Literal["query", "key", "value", "output", "mlp"]
 """The linear layers of a block as papers name them; the first three are one layer here, `attention.qkv`."""
 QKV: tuple[LayerName, ...] = ("query", "key", "value")
 """In the order of the rows of `attention.qkv`."""
+EVERY_LINEAR = ("attention.qkv", "attention.proj", "mlp.0", "mlp.3")
+"""The linear layers of a block, by the names that they have in it."""
 
 
 class Beside(nn.Module):
@@ -80,6 +83,47 @@ def added(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for name in getattr(child, "ADDED", ()):
             if (value := getattr(child, name)) is not None:
                 yield f"{path}.{name}" if path else name, value
+
+
+def kept(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors that adapters hold beside what is trained, and that are saved with it."""
+    for path, child in module.named_modules():
+        for name in getattr(child, "KEPT", ()):
+            yield f"{path}.{name}" if path else name, getattr(child, name)
+
+
+class Places:
+    """Where the patches of the batch at hand are; the wrappers of blocks that need it share it."""
+
+    def __init__(self, code: nn.Module) -> None:
+        self.code_of = code
+        """The encoder's own code of places: B N K -> B N E."""
+        self.place = torch.empty(0)
+        """B V K, visible patches in their order, which are the last tokens of a block's sequence."""
+        self.code = torch.empty(0)
+        """B V E: what the encoder adds to them."""
+
+
+class NotedPlaces(nn.Module):
+    """A code of places that notes what it was asked for."""
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        self.places = Places(wrapped)
+
+    def forward(self, place: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
+        """B V K -> B V E"""
+        code: Tensor = self.wrapped(place, grid)
+        self.places.place, self.places.code = place, code.detach()
+        return code
+
+
+def note_places(encoder: Encoder) -> Places:
+    """Where the patches are that the encoder's blocks are looking at; several adapters are given the same."""
+    if not isinstance(encoder.place_code, NotedPlaces):
+        encoder.place_code = NotedPlaces(encoder.place_code).train(encoder.place_code.training)
+    return encoder.place_code.places
 
 
 def merged(layer: Any) -> nn.Linear:

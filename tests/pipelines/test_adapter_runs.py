@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from domains.store import open_prepared
+from models.adapters.prior_prompts import memories
 from models.adapters.seams import added
 from pipelines import evaluate, finetune, pretrain
-from pipelines.batches import Source, domain_code
+from pipelines.batches import Source, domain_code, in_order
 from pipelines.checkpoints import CheckpointError, load_encoder
 from pipelines.evaluate import EvaluateRun
 from pipelines.finetune_settings import FinetuneRun
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.usefixtures("no_tracking")
 EVERY = [[{"kind": "lora", "rank": 2}], [{"kind": "prompts", "num_prompts": 2, "deep": True}],
          [{"kind": "gated_prompts", "num_prompts": 2}], [{"kind": "singular_values"}], [{"kind": "bias"}],
          [{"kind": "bottleneck", "width": 4}], [{"kind": "lora", "rank": 2}, {"kind": "prompts", "num_prompts": 2}]]
+
+POINT_PEFT = [{"kind": "prior_prompts", "num_blocks": 1, "neighbours": 3, "width": 4, "memory": 64},
+              {"kind": "geometry", "neighbours": 4, "width": 4}]
 
 
 def named(adapters: list[dict[str, Any]]) -> str:
@@ -118,6 +122,29 @@ def test_batch_statistics_of_a_frozen_start_stay(project):
     means = [name for name in trunk if "running_mean" in name]
     assert means
     assert all(torch.equal(model.encoder.state_dict()[name], trunk[name]) for name in means)
+
+
+def test_prior_prompts_remember_what_the_start_says_of_labelled_training_rows_and_of_no_other(project, tmp_path):
+    finetune.run("point_peft", tuning("points", POINT_PEFT), project)
+    folder = project / "artifacts/finetune/point_peft/pretrained/seed0"
+    model, contract, record = load_tuned(folder)
+    start = load_encoder(project / "artifacts/pretrain/points").encoder.eval()
+    prepared = open_prepared(project / "data/prepared/points")
+    train = prepared.rows(split="train", task="bright")
+    source = Source(prepared, contract, domain_code(record["domain"]), train)
+    expected = in_order(source, lambda batch: start(start.tokenizer.patchify(batch.x)).tokens.amax(1), 8,
+                        torch.device("cpu"))
+    memory = next(memories(model.encoder))
+    assert int(memory.filled) == len(train) < len(prepared)
+    torch.testing.assert_close(memory.bank[:len(train)], torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+    assert not memory.bank[len(train):].any()
+    chosen = json.loads((folder.parent.parent / "summary.json").read_text())["chosen"]["pretrained"]
+    assert chosen["weights"] == sum(value.numel() for value in model.parameters())
+    added_weights = sum(value.numel() for _, value in added(model.encoder))
+    assert chosen["trained_weights"] == added_weights + sum(value.numel() for value in model.head.parameters())
+    assert "kept beside them: prior_prompts, geometry" in fold(folder, tmp_path / "alone")
+    np.testing.assert_allclose(told(tmp_path / "alone", project, "points"), told(folder, project, "points"),
+                               rtol=1e-4, atol=1e-5)
 
 
 def test_the_scratch_arm_is_trained_whole_beside_an_adapter_and_both_are_scored(project, capsys):
