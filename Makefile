@@ -20,11 +20,11 @@ help:    ## this list
 setup:   ## system libraries, .venv with pinned packages, this package
 	@bash scripts/setup.sh
 
-repro: setup   ## raw files to compared, registered models on the embedded sample, all four tracks
-	dvc repro evaluate
+repro: setup   ## raw files to compared, registered models on the embedded sample, all four tracks, and a verdict on one
+	dvc repro evaluate verdict
 	lacuna compare
 
-verdict: setup   ## what pretraining on the embedded X-rays is worth in labels: curves, a page, a recipe
+verdict: setup   ## the verdict alone: what pretraining on the embedded X-rays is worth in labels
 	dvc repro verdict
 	lacuna compare
 
