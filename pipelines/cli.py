@@ -61,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, call: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+        spoken = name.replace("_", "-")
+        sub = commands.add_parser(spoken, help=help, description=help, aliases=[] if spoken == name else [name])
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.set_defaults(call=call)
         return sub
@@ -91,6 +92,7 @@ STAGES = {
     "finetune": "train a labelled task from each start; or: lacuna finetune DOMAIN --data DIR --labels CSV",
     "evaluate": "score the arms on test rows, with intervals",
     "verdict": "arms, adaptations, budgets of labels and seeds: is pretraining worth it, and by how many labels?",
+    "few_shot": "classes told apart by a few labelled groups each, with and without tuning for it",
 }
 
 
@@ -227,6 +229,9 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
             from pipelines import verdict
             share = verdict.share_of(str(getattr(options, "cells", "")))
             return verdict.run(name, load_run(stage, name, verdict.VerdictRun, root), root, share)
+        case "few_shot":
+            from pipelines import few_shot
+            return few_shot.run(name, load_run(stage, name, few_shot.FewShotRun, root), root)
     raise ValueError(f"stage: found {stage!r}, expected one of {', '.join(STAGES)}.")
 
 

@@ -13,6 +13,7 @@ from models.adapters.adapter import AdapterSettings
 from models.encoder.mask_lists import num_visible
 from models.heads.tuned import HeadSettings
 from pipelines.batches import domain_code
+from pipelines.few_shot import FewShotRun
 from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
@@ -47,14 +48,16 @@ def test_every_method_has_a_card() -> None:
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
 def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
-    found, tuned = paragraphs(card, "pretrain"), paragraphs(card, "finetune")
-    assert found or tuned or adapter_blocks(card), "a card without the settings that reproduce the published recipe"
+    found, tuned, few = (paragraphs(card, stage) for stage in ("pretrain", "finetune", "few_shot"))
+    assert found or tuned or few or adapter_blocks(card), "a card without settings that reproduce what was published"
     for name, raw in found:
         run = build(PretrainRun, raw, f"pretrain.{name}")
         if run.augment is not None:
             build(domain_code(run.domain).augment.Augment, run.augment, f"pretrain.{name}.augment")
     for name, raw in tuned:
         build(FinetuneRun, raw, f"finetune.{name}")
+    for name, raw in few:
+        build(FewShotRun, raw, f"few_shot.{name}")
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)

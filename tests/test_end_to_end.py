@@ -67,6 +67,9 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
         run |= {"seeds": [0, 1], "validations": 1}
     for run in params["evaluate"].values():
         run["resamples"] = 100
+    for run in params["few_shot"].values():
+        run |= {"shots": [1, 3], "episodes": 10, "resamples": 100}
+        run["prompts"] |= {"steps": 2, "shots": 2, "validation_episodes": 2}
     for run in params["verdict"].values():
         run |= {"budgets": [0.5, 1.0], "seeds": [0, 1], "resamples": 100}
         run["tuning"] |= {"optimisation": {"steps": 2, "batch_size": 8, "betas": [0.9, 0.999]}, "validations": 1}
@@ -140,13 +143,20 @@ def test_a_verdict_ends_with_a_sentence_curves_and_a_recipe(project, name):
     assert yaml.safe_load((folder / "recipe.yaml").read_text())[name]["data"] == name
 
 
+@pytest.mark.parametrize("name", SHIPPED["few_shot"])
+def test_a_few_shot_run_ends_with_both_intervals_and_a_picture(project, name):
+    folder = project.root / f"reports/few_shot/{name}"
+    assert "All episodes ask about the same" in (folder / "summary.txt").read_text()
+    assert (folder / "few_shot.png").stat().st_size > 10_000
+
+
 def test_a_second_repro_runs_nothing(project):
     assert project.repro("--dry") == set()
 
 
 def test_each_stage_loads_what_its_deps_name_and_nothing_else(project):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage in (*STAGES, "verdict"):
+    for stage in (*STAGES, "verdict", "few_shot"):
         used: set[str] = set()
         for name, settings in SHIPPED[stage].items():
             loaded = set(json.loads((project.root / f"modules/{stage}-{name}.json").read_text()))
@@ -177,6 +187,8 @@ def test_editing_one_run_re_runs_that_run_alone_and_lineage_is_complete_when_it_
     project.change(lambda params: params["pretrain"][name].update(seed=99))
     after = {f"verdict@{run}" for run, settings in SHIPPED["verdict"].items()
              if settings["arms"]["pretrained"] == f"artifacts/pretrain/{name}"}
+    after |= {f"few_shot@{run}" for run, settings in SHIPPED["few_shot"].items()
+              if settings["start"] == f"artifacts/pretrain/{name}"}
     assert project.repro() == {f"pretrain@{name}", f"finetune@{name}", f"evaluate@{name}"} | after
     other = project.json(f"reports/pretrain/{name}/run.json")
     assert other["run_id"] != before["pretrain"]["run_id"]
