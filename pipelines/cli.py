@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 DOMAINS = ("medical", "satellite", "pointcloud")
-ADAPTERS = ("lora", "prompts", "gated_prompts", "singular_values", "bias", "bottleneck", "prior_prompts",
-            "geometry")
+ADAPTERS = ("lora", "prompts", "gated_prompts", "singular_values", "bias", "bottleneck", "dynamic_prompts",
+            "prior_prompts", "geometry")
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.adapters.bias import Bias, add_bias
 from models.adapters.bottleneck import Bottleneck, add_bottleneck
+from models.adapters.dynamic_prompts import DynamicPrompts, add_dynamic_prompts
 from models.adapters.gated_prompts import GatedPrompts, add_gated_prompts
 from models.adapters.geometry import Geometry, add_geometry
 from models.adapters.lora import Lora, add_lora
@@ -24,7 +25,8 @@ from models.adapters.seams import EVERY_LINEAR, added, inner_blocks, kept, merge
 from models.adapters.singular_values import SingularValues, add_singular_values
 from models.encoder.transformer import Encoder
 
-AdapterSettings = Prompts | GatedPrompts | SingularValues | Lora | Bias | Bottleneck | PriorPrompts | Geometry
+AdapterSettings = (Prompts | GatedPrompts | DynamicPrompts | SingularValues | Lora | Bias | Bottleneck |
+                   PriorPrompts | Geometry)
 """Told apart by `kind`."""
 
 
@@ -39,6 +41,8 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings) -> list[nn.Parame
             return add_prompts(encoder, settings)
         case GatedPrompts():
             return add_gated_prompts(encoder, settings)
+        case DynamicPrompts():
+            return add_dynamic_prompts(encoder, settings)
         case SingularValues():
             return add_singular_values(encoder, settings)
         case Lora():

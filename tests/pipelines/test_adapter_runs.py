@@ -28,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("no_tracking")
 
 EVERY = [[{"kind": "lora", "rank": 2}], [{"kind": "prompts", "num_prompts": 2, "deep": True}],
          [{"kind": "gated_prompts", "num_prompts": 2}], [{"kind": "singular_values"}], [{"kind": "bias"}],
-         [{"kind": "bottleneck", "width": 4}], [{"kind": "lora", "rank": 2}, {"kind": "prompts", "num_prompts": 2}]]
+         [{"kind": "bottleneck", "width": 4}],
+         [{"kind": "dynamic_prompts", "num_prompts": 2, "width": 4}],
+         [{"kind": "lora", "rank": 2}, {"kind": "prompts", "num_prompts": 2}]]
 
 POINT_PEFT = [{"kind": "prior_prompts", "num_blocks": 1, "neighbours": 3, "width": 4, "memory": 64},
               {"kind": "geometry", "neighbours": 4, "width": 4}]

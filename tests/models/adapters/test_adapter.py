@@ -14,6 +14,7 @@ from models.adapters.adapter import (
 )
 from models.adapters.bias import Bias, ShiftedLinear
 from models.adapters.bottleneck import Bottleneck
+from models.adapters.dynamic_prompts import DynamicPrompts
 from models.adapters.gated_prompts import GatedPrompts
 from models.adapters.lora import Lora, LoraLinear
 from models.adapters.prompts import Prompts
@@ -23,7 +24,8 @@ from pipelines.settings import build, plain
 from tests.models.adapters.encoders import WIDTH, everything, make
 
 ALL = (Prompts(num_prompts=8), Prompts(num_prompts=8, deep=True), GatedPrompts(num_prompts=8, dropout=0.0),
-       SingularValues(), Lora(rank=2), Bias(), Bottleneck(width=4))
+       SingularValues(), Lora(rank=2), Bias(), Bottleneck(width=4),
+       DynamicPrompts(num_prompts=8, width=4, shared_by=2))
 PAIRS = [pair for pair in permutations(ALL, 2) if sum("prompts" in one.kind for one in pair) < 2]
 
 
@@ -74,7 +76,7 @@ def test_merging_leaves_plain_layers_that_compute_the_same(pair):
     merge_adapters(encoder)
     torch.testing.assert_close(everything(encoder(patches)), before, rtol=1e-4, atol=1e-5)
     assert {name.rpartition(".")[2] for name in adapter_state(encoder)} <= {
-        "prompts", "gate_logit", "down", "down_bias", "up", "up_bias"}
+        "prompts", "gate_logit", "down", "down_bias", "up", "up_bias", "to_qkv", "gates"}
     assert not any(isinstance(module, LoraLinear | ShiftedLinear) for module in encoder.modules())
 
 
