@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro verdict test test-slow check bench bench-gpu real constraints clean
+.PHONY: help setup repro verdict shift test test-slow check bench bench-gpu real constraints clean
 
 # Where `make real` and the tests on real files look (data/ and golden/ inside); absent: those tests are skipped and say so.
 export LACUNA_SHARED ?= $(abspath ../shared)
@@ -27,6 +27,9 @@ repro: setup   ## raw files to compared, registered models on the embedded sampl
 verdict: setup   ## the verdict alone: what pretraining on the embedded X-rays is worth in labels
 	dvc repro verdict
 	lacuna compare
+
+shift: setup   ## what another hospital and damage cost on the embedded X-rays: a page
+	dvc repro shift
 
 test: setup   ## the tests, without the slow ones
 	python -m pytest -q

@@ -90,11 +90,16 @@ class Source:
     """int64 rows of the index."""
     labels: np.ndarray | None = None
     """n L over the whole index, NaN unknown."""
+    change: Callable[[int, np.ndarray], np.ndarray] | None = None
+    """(row, stored sample) -> what is to be seen in its place; None: the sample itself."""
 
     def fetch(self, row: int, draws: np.ndarray | None) -> np.ndarray:
         """One sample in the stored dtype, cut to the contract's size; a view where nothing had to be moved."""
-        values: np.ndarray = self.code.dataset.fetch(self.prepared.values(row), self.contract, draws)
-        return values
+        values = self.prepared.values(row)
+        if self.change is not None:
+            values = self.change(row, values)
+        fetched: np.ndarray = self.code.dataset.fetch(values, self.contract, draws)
+        return fetched
 
     def read(self, rows: np.ndarray, draws: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """The raw samples and labels of some rows. On a machine with a GPU they lie in pinned memory, from where they

@@ -91,6 +91,7 @@ STAGES = {
     "pretrain": "masked modelling on unlabelled and training rows",
     "finetune": "train a labelled task from each start; or: lacuna finetune DOMAIN --data DIR --labels CSV",
     "evaluate": "score the arms on test rows, with intervals",
+    "shift": "trained on one source, tested on others and under damage, before and after adapting",
     "verdict": "arms, adaptations, budgets of labels and seeds: is pretraining worth it, and by how many labels?",
     "few_shot": "classes told apart by a few labelled groups each, with and without tuning for it",
 }
@@ -225,6 +226,9 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
         case "evaluate":
             from pipelines import evaluate
             return evaluate.run(name, load_run(stage, name, evaluate.EvaluateRun, root), root)
+        case "shift":
+            from pipelines import shift
+            return shift.run(name, load_run(stage, name, shift.ShiftRun, root), root)
         case "verdict":
             from pipelines import verdict
             share = verdict.share_of(str(getattr(options, "cells", "")))

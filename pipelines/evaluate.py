@@ -92,7 +92,7 @@ def run(name: str, settings: EvaluateRun, root: Path) -> dict[str, Any]:
     folder = root / "artifacts/finetune" / settings.finetune
     tuned = read_summary(folder, settings)
     unseen = unseen_rows(root / "data/prepared" / tuned["data"], tuned["task"])
-    headline = headline_of(settings, unseen.task)
+    headline = headline_of(settings.headline, unseen.task)
     inputs = {f"artifacts/finetune/{settings.finetune}": None, f"data/prepared/{tuned['data']}": unseen.prepared.digest}
     with tracking.open_run(stage="evaluate", name=name, root=root, settings=plain(settings), inputs=inputs,
                            domain=settings.domain) as tracked:
@@ -139,9 +139,10 @@ def unseen_rows(folder: Path, task: str) -> Unseen:
     return Unseen(prepared, task, rows)
 
 
-def headline_of(settings: EvaluateRun, task: Task) -> str:
-    """The metric that the run is told by. Raises ValueError where the task does not have it."""
-    headline = settings.headline or metrics.HEADLINE[task.kind]
+def headline_of(asked: str, task: Task) -> str:
+    """The metric that a run is told by: the one asked for, or the usual one of the task. Raises ValueError where the
+    task does not have it."""
+    headline = asked or metrics.HEADLINE[task.kind]
     if headline not in metrics.NAMES[task.kind]:
         raise ValueError(f"headline: found {headline}, expected one of {', '.join(metrics.NAMES[task.kind])} for a "
                          f"{task.kind} task.")
@@ -227,7 +228,7 @@ def _publish(root: Path, tuned: Mapping[str, Any], tuned_name: str, unseen: Unse
     arm, seed = best_by_validation(tuned)
     best = root / "artifacts/finetune" / tuned_name / arm / f"seed{seed}"
     with folder_in_the_making(root / "artifacts/evaluate" / evaluation.name) as making:
-        _write_predictions(making / "predictions.parquet", unseen, arms, floors)
+        write_predictions(making / "predictions.parquet", unseen, arms, floors)
         if read_record(best).get("trunk"):  # a registered model goes where its trunk does not
             print(f"model to register: {fold(best, making / ALONE)}")
     reports = root / "reports/evaluate" / evaluation.name
@@ -244,7 +245,7 @@ def _publish(root: Path, tuned: Mapping[str, Any], tuned_name: str, unseen: Unse
         tracked.tag("lacuna.verdict" if arm == "pretrained" else f"lacuna.verdict.{arm}", verdict(evaluation, arm))
 
 
-def _write_predictions(path: Path, unseen: Unseen, arms: Mapping[str, Arm], floors: Mapping[str, Floor]) -> None:
+def write_predictions(path: Path, unseen: Unseen, arms: Mapping[str, Arm], floors: Mapping[str, Floor]) -> None:
     """One line per row, arm and seed; groups as hashes, since the file travels further than the data."""
     keys, groups, sources = (unseen.column(column) for column in ("key", "group", "source"))
     labels = unseen.labels

@@ -104,13 +104,14 @@ def draw_groups(num_groups: int, resamples: int, seed: int) -> npt.NDArray[np.in
 
 
 def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, groups: Sequence[str],
-           resamples: int = 1000, seed: int = 0) -> Spread:
+           resamples: int = 1000, seed: int = 0, among: Sequence[str] = ()) -> Spread:
     """Score one arm on all rows and on resamples of its groups.
 
     Args:
         labels: n 1 or n K, NaN unknown; see metrics.score.
         predicted: S n K: one set of probabilities or numbers per seed.
         groups: the group of each row.
+        among: draw among these groups, which hold all of `groups`, so that parts of the rows see the same draws.
 
     Two arms scored with the same labels, groups, resamples and seed see the same draws.
     """
@@ -121,7 +122,9 @@ def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, grou
     known = metrics.known_rows(y)
     y, p = y[known], p[:, known]
     names, member = np.unique(np.asarray(groups, dtype=str)[known], return_inverse=True)
-    drawn = draw_groups(len(names), resamples, seed) if len(names) else np.zeros((0, resamples), np.int64)
+    every = np.unique(np.asarray(among, dtype=str)) if len(among) else names
+    drawn = draw_groups(len(every), resamples, seed) if len(every) else np.zeros((0, resamples), np.int64)
+    drawn = drawn[np.searchsorted(every, names)]
     drawn = np.concatenate([np.ones((len(names), 1), np.int64), drawn], axis=1)  # column 0: every group once
     step = max(1, ENTRIES // max(1, len(y)))
     per_seed = []
@@ -174,6 +177,15 @@ def differences(one: Spread, baseline: Spread) -> dict[str, Estimate]:
     return {name: interval(_recentred(name, column.mean(axis=0) - baseline.metrics[name].mean(axis=0), least=-1.0),
                            one.num_groups, one.num_rows, one.support(name))
             for name, column in one.metrics.items()}
+
+
+def gap(one: Spread, other: Spread) -> dict[str, Estimate]:
+    """Each metric on some rows minus that on others, drawn `among` the same groups: a group on both sides counts on
+    both, so that the interval holds for separate groups and for shared ones."""
+    names = {name: one.metrics[name].mean(axis=0) - other.metrics[name].mean(axis=0) for name in one.metrics}
+    return {name: interval(_recentred(name, column, least=-1.0), min(one.num_groups, other.num_groups),
+                           one.num_rows + other.num_rows, min(one.support(name), other.support(name)))
+            for name, column in names.items()}
 
 
 def interval(column: Floats, num_groups: int, num_rows: int, support: int, said: str = "") -> Estimate:

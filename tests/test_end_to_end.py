@@ -70,6 +70,8 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
     for run in params["few_shot"].values():
         run |= {"shots": [1, 3], "episodes": 10, "resamples": 100}
         run["prompts"] |= {"steps": 2, "shots": 2, "validation_episodes": 2}
+    for run in params["shift"].values():
+        run["resamples"] = 100
     for run in params["verdict"].values():
         run |= {"budgets": [0.5, 1.0], "seeds": [0, 1], "resamples": 100}
         run["tuning"] |= {"optimisation": {"steps": 2, "batch_size": 8, "betas": [0.9, 0.999]}, "validations": 1}
@@ -150,13 +152,20 @@ def test_a_few_shot_run_ends_with_both_intervals_and_a_picture(project, name):
     assert (folder / "few_shot.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("name", SHIPPED["shift"])
+def test_a_shift_page_tells_what_the_other_source_costs(project, name):
+    folder = project.root / f"reports/shift/{name}"
+    assert SHIPPED["shift"][name]["source"] in (folder / "summary.txt").read_text()
+    assert (folder / "sources.png").stat().st_size > 10_000 and (folder / "report.html").is_file()
+
+
 def test_a_second_repro_runs_nothing(project):
     assert project.repro("--dry") == set()
 
 
 def test_each_stage_loads_what_its_deps_name_and_nothing_else(project):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage in (*STAGES, "verdict", "few_shot"):
+    for stage in (*STAGES, "verdict", "few_shot", "shift"):
         used: set[str] = set()
         for name, settings in SHIPPED[stage].items():
             loaded = set(json.loads((project.root / f"modules/{stage}-{name}.json").read_text()))
@@ -189,7 +198,11 @@ def test_editing_one_run_re_runs_that_run_alone_and_lineage_is_complete_when_it_
              if settings["arms"]["pretrained"] == f"artifacts/pretrain/{name}"}
     after |= {f"few_shot@{run}" for run, settings in SHIPPED["few_shot"].items()
               if settings["start"] == f"artifacts/pretrain/{name}"}
-    assert project.repro() == {f"pretrain@{name}", f"finetune@{name}", f"evaluate@{name}"} | after
+    tuned = {run for run, settings in SHIPPED["finetune"].items() if settings["start"] == f"artifacts/pretrain/{name}"}
+    after |= {f"finetune@{run}" for run in tuned}
+    after |= {f"shift@{run}" for run, settings in SHIPPED["shift"].items()
+              if {f"artifacts/finetune/{one}" for one in tuned} & set(settings["models"].values())}
+    assert project.repro() == {f"pretrain@{name}", f"evaluate@{name}"} | after
     other = project.json(f"reports/pretrain/{name}/run.json")
     assert other["run_id"] != before["pretrain"]["run_id"]
     (project.root / "params.yaml").write_text(shipped)

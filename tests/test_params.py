@@ -21,11 +21,12 @@ from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.sample import SampleRun
 from pipelines.settings import SettingsError, build, load_run, plain
+from pipelines.shift import ShiftRun
 from pipelines.verdict import VerdictRun, tunings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, Any] = {"sample": SampleRun, "ingest": DataRun, "pretrain": PretrainRun, "finetune": FinetuneRun,
-                            "evaluate": EvaluateRun, "verdict": VerdictRun, "few_shot": FewShotRun}
+                            "evaluate": EvaluateRun, "verdict": VerdictRun, "few_shot": FewShotRun, "shift": ShiftRun}
 FILES = {"params.yaml": yaml.safe_load((ROOT / "params.yaml").read_text()),
          "examples/real/params.yaml": yaml.safe_load((ROOT / "examples/real/params.yaml").read_text()),
          "examples/methods/params.yaml": yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text())}
@@ -80,7 +81,9 @@ def test_every_shipped_fine_tuning_names_data_task_and_start_that_exist(file, na
     build_augment(name, settings)
     assert settings.task in params["ingest"][settings.data]["tasks"]
     assert settings.start == "scratch" or settings.start.removeprefix("artifacts/pretrain/") in params["pretrain"]
-    assert any(run["finetune"] == name for run in params["evaluate"].values()), "nobody scores it"
+    shifts = [folder for run in params.get("shift", {}).values() for folder in run["models"].values()]
+    assert any(run["finetune"] == name for run in params["evaluate"].values()) or (
+        f"artifacts/finetune/{name}" in shifts), "nobody scores it"
 
 
 @pytest.mark.parametrize(("stage", "path"), [

@@ -94,7 +94,16 @@ class Tuned(nn.Module):
     def predict(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """-> B O: logits, or standardised numbers for regression: what the loss compares."""
         patches = self.encoder.tokenizer.patchify(x, known)
-        out: Tensor = self.head(self.encoder(patches), patches, x)
+        return self._answer(self.encoder(patches), patches, x)
+
+    def predict_with_features(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """-> B O as `predict`, B E as `features`, from one pass through the encoder."""
+        patches = self.encoder.tokenizer.patchify(x, known)
+        features = self.encoder(patches)
+        return self._answer(features, patches, x), self.head.pool(features)
+
+    def _answer(self, features: Features, patches: Patches, x: Tensor) -> Tensor:
+        out: Tensor = self.head(features, patches, x)
         if isinstance(self.head, PredictByNeighbours) and self.loss.kind != "regression":
             share = out.nan_to_num(nan=1 / out.shape[1]).clamp(1e-4, 1 - 1e-4)
             return share.log() if self.loss.kind == "single_label" else share.logit()

@@ -1,0 +1,125 @@
+"""What a shift says: sentences, tables, scores by source, curves over damage, calibration, and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from domains.publish import write_text
+from pipelines import metrics, page, report
+from pipelines.shift_scores import Line, Shift
+
+STYLES = ("-", "--", ":", "-.")
+"""Of lines, by way of adapting; colours go by model."""
+
+
+def write(folder: Path, shift: Shift) -> list[Path]:
+    """summary.txt, table.csv, robustness.csv, metrics.json, three pictures and report.html; returns the pictures that
+    were drawn."""
+    rows, damage_rows = shift.rows(), shift.damage_rows()
+    write_text(folder / "summary.txt", f"{report.table(rows)}\n\n" + "\n".join(shift.sentences()) + "\n")
+    report.write_csv(folder / "table.csv", rows)
+    if damage_rows:
+        report.write_csv(folder / "robustness.csv", damage_rows)
+    report.write_json(folder / "metrics.json", shift.flat())
+    drawn = {"sources.png": by_source, "robustness.png": by_damage, "reliability.png": by_confidence}
+    pictures = [folder / name for name, call in drawn.items() if call(folder / name, shift)]
+    write_text(folder / "report.html", _page(folder, shift, damage_rows))
+    return pictures
+
+
+def by_source(path: Path, shift: Shift) -> bool:
+    """The headline metric of every line on every source."""
+    rows = [(f"{line.name}, at {source}", one.value, one.low, one.high) for line in shift.lines.values()
+            for source, score in line.scores.items() for one in [score[shift.headline]]]
+    groups = ", ".join(f"{count} test groups of {source}" for source, count in shift.num_groups.items())
+    return report.forest(path, rows, shift.title, f"{shift.name}: trained on {shift.source}; {groups}")
+
+
+def by_damage(path: Path, shift: Shift) -> bool:
+    """The headline metric over the strength of each corruption; curves begin with the samples as they are."""
+    names = list(dict.fromkeys(damage.name for line in shift.lines.values() for damage in line.damaged))
+    if not names or not report.can_draw():
+        return False
+    columns = min(3, len(names))
+    figure = report.new_figure(4.2 * columns, 3.2 * -(-len(names) // columns) + 0.5)
+    panels = figure.subplots(-(-len(names) // columns), columns, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(names):]:
+        axes.set_visible(False)
+    for axes, name in zip(panels, names, strict=False):
+        for line in shift.lines.values():
+            colour, style = _looks(line, shift)
+            curve = [(shift.kinds[name].none, line.scores[shift.source][shift.headline])]
+            curve += [(damage.strength, found[shift.headline]) for damage, found in line.damaged.items()
+                      if damage.name == name]
+            shown = [(strength, one) for strength, one in curve if one.value is not None]
+            x, y = np.array([strength for strength, _ in shown]), np.array([one.value for _, one in shown], float)
+            axes.plot(x, y, style, color=colour, marker="o", markersize=3, linewidth=1.5, label=line.name)
+            if not line.way and all(one.low is not None for _, one in shown):
+                axes.fill_between(x, np.array([one.low for _, one in shown], float),
+                                  np.array([one.high for _, one in shown], float), color=colour, alpha=0.12)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_xlabel(shift.kinds[name].unit)
+        axes.grid(color="0.9")
+    panels[0].set_ylabel(f"{shift.title} at {shift.source}")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    return report.save_figure(figure, path)
+
+
+def by_confidence(path: Path, shift: Shift) -> bool:
+    """Share right over confidence, a panel per source."""
+    if not any(line.bins for line in shift.lines.values()) or not report.can_draw():
+        return False
+    sources = [shift.source, *shift.targets]
+    figure = report.new_figure(4.2 * len(sources), 4.6)
+    for axes, source in zip(figure.subplots(1, len(sources), squeeze=False).ravel(), sources, strict=True):
+        axes.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle="--")
+        for line in shift.lines.values():
+            colour, style = _looks(line, shift)
+            certain, right, count = line.bins[source]
+            axes.plot(certain, right, style, color=colour, linewidth=1.2)
+            axes.scatter(certain, right, s=8 + 120 * count / max(1, count.sum()), color=colour, label=line.name)
+        axes.set_title(f"at {source}", fontsize=10)
+        axes.set_xlabel("confidence")
+        axes.set_aspect("equal")
+        axes.set_ylim(-0.02, 1.02)
+    figure.axes[0].set_ylabel("share right")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8,
+                  markerscale=0.7)
+    return report.save_figure(figure, path)
+
+
+def _looks(line: Line, shift: Shift) -> tuple[str, str]:
+    """Colour by model, style by way."""
+    models = list(dict.fromkeys(one.model for one in shift.lines.values()))
+    ways = list(dict.fromkeys(one.way for one in shift.lines.values()))
+    return report.COLOURS[models.index(line.model) % len(report.COLOURS)], STYLES[ways.index(line.way) % len(STYLES)]
+
+
+def _page(folder: Path, shift: Shift, damage_rows: list[dict[str, object]]) -> str:
+    counts = "; ".join(f"{shift.num_rows[one]} labelled test rows in {shift.num_groups[one]} groups at {one}"
+                       for one in shift.num_groups)
+    parts = [*(page.text(said) for said in shift.sentences()),
+             page.picture(folder / "sources.png", f"{shift.title} by source"), page.table(shift.rows()),
+             page.text(f"{counts}. Values are means over seeds, intervals 95 % over test groups, each by itself; all "
+                       "lines see the same resamples, so differences are paired. Intervals hold the trained models "
+                       f"fixed; between seeds {shift.title} spreads by {_spread(shift)}.")]
+    if damage_rows:
+        parts += [page.heading(f"Under damage, at {shift.source}"),
+                  page.text("Stored samples were damaged before normalisation, each in the same manner for every "
+                            "model; curves begin with the samples as they are. Bands are 95 % over test groups."),
+                  page.picture(folder / "robustness.png", f"{shift.title} over the strength of each corruption"),
+                  page.table(damage_rows)]
+    if (folder / "reliability.png").is_file():
+        parts += [page.heading("Calibration"), page.text(metrics.METRICS["ece"].meaning),
+                  page.picture(folder / "reliability.png", "share right over confidence, by source")]
+    return page.page(f"Shift: {shift.name}", parts)
+
+
+def _spread(shift: Shift) -> str:
+    found = [(line.name, source, std) for line in shift.lines.values() if not line.way
+             for source, std in line.seed_std.items() if std is not None]
+    return ", ".join(f"{std:.3f} ({name}, {source})" for name, source, std in found) or "an unknown amount (one seed)"

@@ -1,0 +1,194 @@
+"""The stage `shift` on prepared data made in place: sources side by side, damage, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from domains import contract as contracts
+from domains.store import open_prepared, replace_columns
+from pipelines import finetune, shift
+from pipelines.assessment import Unseen
+from pipelines.evaluate import Leak
+from pipelines.finetune import FinetuneRun
+from pipelines.settings import SettingsError, build
+from pipelines.shift import ShiftRun
+from pipelines.shift_scores import Answers, compare
+from tests.fabricate import pretrain_settings, pretrained
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared films of sources a and b, and models that learnt from labels of `a` alone, or of both."""
+    root = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACUNA_TRACKING", "off")
+        pretrained(root, count=288, steps=4)
+        of_one_source(root / "data/prepared/xray")
+        for name, task in (("one", "bright_a"), ("both", "bright")):
+            finetune.run(name, build(FinetuneRun, tuning(task), name), root)
+    return root
+
+
+def of_one_source(folder: Path) -> None:
+    """Add the task `bright_a`: the labels of source a. Sources change every six groups, so that splits hold both."""
+    prepared = open_prepared(folder)
+    task = prepared.contract.tasks["bright"]
+    tasks = {"bright": task, "bright_a": dataclasses.replace(task, sources=("a",))}
+    contract = dataclasses.replace(prepared.contract, tasks=tasks)
+    groups = [int(group[1:]) for group in prepared.column("group")]
+    sources = ["a" if group // 6 % 2 else "b" for group in groups]
+    labels = np.where(np.array(sources)[:, None] == "a", prepared.labels("bright"), np.nan).astype(np.float32)
+    table = pq.read_table(folder / "index.parquet")
+    table = table.append_column("y.bright_a", table["y.bright"])
+    pq.write_table(table, folder / "index.parquet")
+    replace_columns(folder, {"y.bright_a": labels.tolist(), "source": sources})
+    contracts.save(contract, folder / "contract.json")
+
+
+def tuning(task: str) -> dict[str, Any]:
+    return {"domain": "medical", "data": "xray", "task": task, "start": "artifacts/pretrain/xray", "grid": [3e-3],
+            "seeds": [0, 1], "validations": 1, "patience": 0, "machine": pretrain_settings("xray")["machine"],
+            "optimisation": {"steps": 30, "batch_size": 16, "betas": [0.9, 0.999]}}
+
+
+def asked(**changes: Any) -> ShiftRun:
+    paragraph = {"domain": "medical", "data": "xray", "task": "bright", "source": "a",
+                 "models": {"before": "artifacts/finetune/one"}, "resamples": 200,
+                 "corruptions": {"exposure": [40, 120], "noise": [16]}, **changes}
+    return build(ShiftRun, paragraph, "shift.test")
+
+
+@pytest.fixture(autouse=True)
+def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LACUNA_TRACKING", "off")
+
+
+def test_every_model_is_told_of_at_every_source_and_under_every_damage(project):
+    models = {"before": "artifacts/finetune/one", "adapter": "artifacts/finetune/one"}
+    headlines = shift.run("page", asked(models=models), project)
+    reports = project / "reports/shift/page"
+    summary, page = (reports / "summary.txt").read_text(), (reports / "report.html").read_text()
+    for name in ("scratch", "pretrained", "adapter scratch", "adapter pretrained"):
+        assert f"{name}: trained on a" in summary and name in page
+    assert page.count("data:image/png;base64,") == 3
+    assert any("at b" in str(value) for value in headlines.values())
+    with (reports / "robustness.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3 and {row["unit"] for row in rows} == {"grey levels of 255"}
+    told = pq.read_table(project / "artifacts/shift/page/predictions.parquet").to_pylist()
+    assert {line["source"] for line in told} == {"a", "b"} and {line["seed"] for line in told} == {0, 1}
+
+
+def test_the_same_shift_twice_gives_the_same_bytes(project):
+    shift.run("again", asked(), project)
+    reports = project / "reports/shift/again"
+    before = {path.name: path.read_bytes() for path in reports.glob("*.*") if path.suffix in (".csv", ".png", ".txt")}
+    shift.run("again", asked(), project)
+    assert before == {name: (reports / name).read_bytes() for name in before} and len(before) >= 5
+
+
+def test_what_the_scores_are_made_of_is_what_evaluate_would_predict(project):
+    shift.run("plain", asked(corruptions={}), project)
+    flat = json.loads((project / "reports/shift/plain/metrics.json").read_text())
+    told = pq.read_table(project / "artifacts/shift/plain/predictions.parquet").to_pylist()
+    for source in ("a", "b"):
+        scores = []
+        for seed in (0, 1):
+            own = [line for line in told if (line["source"], line["arm"], line["seed"]) == (source, "scratch", seed)]
+            bright = np.array([line["label"][0] == 1 for line in own])
+            p = np.array([line["probabilities"][1] for line in own])
+            pairs = p[bright][:, None] - p[~bright][None]
+            scores.append(float((pairs > 0).mean() + (pairs == 0).mean() / 2))
+        assert flat[f"scratch.score.{source}.auroc"] == pytest.approx(np.mean(scores), abs=1e-6)
+    assert flat["scratch.gap.b.auroc"] == pytest.approx(flat["scratch.score.b.auroc"] - flat["scratch.score.a.auroc"])
+
+
+def test_ways_of_adapting_at_prediction_are_lines_of_their_own_and_change_no_checkpoint(project):
+    folder = project / "artifacts/finetune/one"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    ways = [{"kind": "norm"}, {"kind": "tent"}, {"kind": "tent", "episodic": True}, {"kind": "lame", "neighbours": 3}]
+    shift.run("ways", asked(test_time=ways), project)
+    shift.run("none", asked(), project)
+    summary = (project / "reports/shift/ways/summary.txt").read_text()
+    for name in ("norm", "tent", "tent 2", "lame"):
+        assert f"pretrained, {name} against pretrained at b" in summary
+    ways_told, none_told = (json.loads((project / f"reports/shift/{name}/metrics.json").read_text())
+                            for name in ("ways", "none"))
+    assert none_told.items() <= ways_told.items(), "as trained, a model answers as if no way had been tried"
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_model_that_learnt_from_both_sources_is_refused(project):
+    with pytest.raises(ValueError, match=r"labels of every source, expected of a alone.*sources: \[a\]"):
+        shift.run("both", asked(models={"before": "artifacts/finetune/both"}), project)
+
+
+def test_a_model_that_was_pretrained_on_a_test_group_is_refused(project):
+    from pipelines.pretrain import group_hashes
+    leaky = project / "artifacts/finetune/leaky"
+    shutil.copytree(project / "artifacts/finetune/one", leaky)
+    prepared = open_prepared(project / "data/prepared/xray")
+    path = leaky / "pretrained/seed1/checkpoint.json"
+    record = json.loads(path.read_text())
+    record["pool_groups"] += group_hashes(prepared, prepared.rows(split="test")[:1])
+    path.write_text(json.dumps(record))
+    with pytest.raises(Leak, match="found 1 of"):
+        shift.run("leaky", asked(models={"before": "artifacts/finetune/leaky"}), project)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"source": "c"}, "expected some of c"), ({"targets": ["d"]}, "expected some of d"),
+    ({"corruptions": {"blur": [1]}}, "found blur, expected among exposure"),
+    ({"corruptions": {"noise": [4, 2]}}, "rising strengths"), ({"corruptions": {"contrast": [2]}}, "up to 1"),
+    ({"models": {"before": "artifacts/finetune/none"}}, "found no fine-tuned model"),
+], ids=["source", "target", "name", "order", "limit", "model"])
+def test_what_cannot_be_is_refused_in_a_sentence(project, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        shift.run("wrong", asked(**changes), project)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"models": {"before": "scratch"}}, "before: found scratch"), ({"targets": ["a"]}, "targets: found a"),
+    ({"resamples": 3}, "resamples"), ({"model": {}}, r"shift\.test\.model"),
+], ids=["before", "target", "resamples", "key"])
+def test_settings_that_mean_nothing_are_refused(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        asked(**changes)
+
+
+def sentences(project: Path, fall: float, returned: float) -> list[str]:
+    """What is said of made-up predictions: good at a, worse by `fall` at b, of which one way returns a share."""
+    prepared = open_prepared(project / "data/prepared/xray")
+    unseen = Unseen(prepared, "bright", prepared.rows(split="test", task="bright"))
+    sources, labels = np.array(unseen.column("source")), unseen.labels[:, 0]
+    parts = {one: np.flatnonzero(sources == one) for one in ("a", "b")}
+    noise = np.random.default_rng(0).normal(size=len(labels))
+
+    def told(spoilt: float) -> Answers:
+        signal = np.where(sources == "b", 1 - spoilt, 1.0) * 2 * (2 * labels - 1)
+        p = 1 / (1 + np.exp(-(signal + noise)))
+        return Answers({"0": 1.0}, np.stack([1 - p, p], 1)[None], {})
+
+    answers = {("model", ""): told(fall), ("model", "lame"): told(fall * (1 - returned))}
+    return compare("made", "a", unseen, parts, answers, "auroc", 500, 0, {}).sentences()
+
+
+def test_a_fall_is_told_with_what_is_returned_of_it(project):
+    said = sentences(project, fall=1.0, returned=0.9)
+    assert "model: trained on a, AUROC falls from" in said[0] and "at b (difference -0." in said[0]
+    assert "model, lame against model at b: returns 0." in said[1]
+
+
+def test_no_fall_is_told_as_none_shown_with_what_would_stay_invisible(project):
+    said = sentences(project, fall=0.0, returned=0.0)
+    assert "no fall could be shown" in said[0] and "would stay invisible" in said[0]
+    assert "no difference could be shown" in said[1]
