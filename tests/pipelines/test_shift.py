@@ -171,14 +171,14 @@ def sentences(project: Path, fall: float, returned: float) -> list[str]:
     unseen = Unseen(prepared, "bright", prepared.rows(split="test", task="bright"))
     sources, labels = np.array(unseen.column("source")), unseen.labels[:, 0]
     parts = {one: np.flatnonzero(sources == one) for one in ("a", "b")}
-    noise = np.random.default_rng(0).normal(size=len(labels))
 
-    def told(spoilt: float) -> Answers:
+    def told(spoilt: float, seed: int) -> Answers:
+        noise = np.random.default_rng(seed).normal(size=len(labels))
         signal = np.where(sources == "b", 1 - spoilt, 1.0) * 2 * (2 * labels - 1)
         p = 1 / (1 + np.exp(-(signal + noise)))
         return Answers({"0": 1.0}, np.stack([1 - p, p], 1)[None], {})
 
-    answers = {("model", ""): told(fall), ("model", "lame"): told(fall * (1 - returned))}
+    answers = {("model", ""): told(fall, 0), ("model", "lame"): told(fall * (1 - returned), 1)}
     return compare("made", "a", unseen, parts, answers, "auroc", 500, 0, {}).sentences()
 
 
