@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("run", metavar="NAME" if stage != "finetune" else "NAME|DOMAIN",
                          help=f"a run under `{stage}` in params.yaml"
                               + ("; or medical, satellite, pointcloud with --data" if stage == "finetune" else ""))
-        if stage in ("pretrain", "finetune"):
+        if stage in ("pretrain", "adapt", "finetune"):
             sub.add_argument("--resume-despite-code-change", action="store_true",
                              help="go on with what a killed run of other code left; this is recorded")
         if stage == "verdict":
@@ -89,6 +89,7 @@ STAGES = {
     "sample": "write the embedded sample files of a run",
     "ingest": "read raw files once into prepared shards",
     "pretrain": "masked modelling on unlabelled and training rows",
+    "adapt": "go on with pretrained weights on unlabelled rows: further pretraining, self-distillation",
     "finetune": "train a labelled task from each start; or: lacuna finetune DOMAIN --data DIR --labels CSV",
     "evaluate": "score the arms on test rows, with intervals",
     "shift": "trained on one source, tested on others and under damage, before and after adapting",
@@ -219,6 +220,9 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
         case "pretrain":
             from pipelines import pretrain
             return pretrain.run(name, load_run(stage, name, pretrain.PretrainRun, root), root, despite)
+        case "adapt":
+            from pipelines import adapt
+            return adapt.run(name, load_run(stage, name, adapt.AdaptRun, root), root, despite)
         case "finetune":
             from pipelines import finetune
             from pipelines.finetune_settings import FinetuneRun

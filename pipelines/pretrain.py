@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from domains.publish import write_text
 from domains.splits import pseudonym
 from domains.store import Prepared, open_prepared
 from models.encoder.build import AnyEncoder, AnyEncoderSettings
+from models.encoder.chance import Chance
 from models.encoder.initialisation import Initialisation, initialise
 from models.encoder.nearest import nearest_labels
 from models.encoder.patches import Features
@@ -34,6 +36,9 @@ from pipelines.resume import Work, work_folder
 from pipelines.settings import build, plain
 from pipelines.starts import Start, resolve
 from pipelines.training import Job, Machine, Optimisation, TrainingFailed, device_of, fit
+
+Beside = Callable[[Batch], dict[str, torch.Tensor]]
+"""Named losses of a batch."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,16 @@ def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change
     with tracking.open_run(stage="pretrain", name=name, root=root, settings=plain(settings), inputs=inputs,
                            domain=settings.domain, fingerprint=work.fingerprint, resume_folder=work.folder) as tracked:
         tracked.tag("resume.despite_code_change", str(work.despite_code_change).lower())
-        return _train_and_publish(name, settings, root, objective, (start, teacher), source, augment, work, tracked)
+        one = Pretraining("pretrain", name, settings, objective, source, augment, work,
+                          root / "reports/pretrain" / name, tracked)
+        metrics = learn(one)
+        if follows():
+            return {}
+        checkpoints.save(root / "artifacts/pretrain" / name, parts_of(objective), source.contract,
+                         record_of(one, start, teacher, metrics))
+        publish_report(one, metrics)
+        work.finish()
+        return metrics
 
 
 def shared_contract(start: Start, teacher: Start | None) -> Contract:
@@ -148,57 +162,87 @@ def shared_contract(start: Start, teacher: Start | None) -> Contract:
     return teacher.contract
 
 
-def _train_and_publish(name: str, settings: PretrainRun, root: Path, objective: Objective,
-                       origins: tuple[Start, Start | None], source: Source, augment: Any, work: Work,
-                       tracked: Any) -> dict[str, Any]:
-    history: list[dict[str, float]] = []
+@dataclass(frozen=True)
+class Pretraining:
+    """One masked training, ready to begin: `pretrain` has one, `adapt` one or two."""
+
+    stage: str
+    name: str
+    settings: PretrainRun
+    objective: Objective
+    source: Source
+    augment: Any
+    work: Work
+    reports: Path
+    tracked: Any
+    phase: str = ""
+    """What this training is called among several of one command: in curves, and as the file of its resume state."""
+    beside: Beside | None = None
+    """Losses beside the objective's own."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Filled in while training: the points of the curves."""
+
+
+def learn(one: Pretraining) -> dict[str, Any]:
+    """Train `one.objective` in place, or go on with what a killed run left. Returns the metrics; a process that only
+    follows has none.
+
+    Raises:
+        TrainingFailed, NotFinite, DiskFull: each a sentence for the user.
+    """
+    settings, objective, history = one.settings, one.objective, one.history
     began = time.monotonic()
 
     def log(step: int, numbers: dict[str, float]) -> None:
         history.append({"step": step, **numbers})
-        tracked.metrics(numbers, step=step)
+        one.tracked.metrics({f"{one.phase}.{key}" if one.phase else key: value for key, value in numbers.items()},
+                            step=step)
 
     def watch(step: int) -> bool:
-        health = look(objective.encoder, source, settings)
-        tracked.metrics(health, step=step)
-        history.append({"step": step, **health})
+        log(step, look(objective.encoder, one.source, settings))
         return False
 
-    job = Job(model=objective, losses=lambda batch, chance: objective(batch.x, batch.known, chance), source=source,
-              augment=augment, optimisation=settings.optimisation, machine=settings.machine, seed=settings.seed,
-              num_blocks=len(objective.encoder.blocks), resume=work.folder / "resume.pt", log=log,
-              every=settings.gates.every, watch=watch, title=f"pretrain {name}",
+    def losses(batch: Batch, chance: Chance) -> dict[str, torch.Tensor]:
+        own: dict[str, torch.Tensor] = objective(batch.x, batch.known, chance)
+        return {**own, **one.beside(batch)} if one.beside else own
+
+    title = " ".join(filter(None, (one.stage, one.name, one.phase)))
+    job = Job(model=objective, losses=losses, source=one.source,
+              augment=one.augment, optimisation=settings.optimisation, machine=settings.machine, seed=settings.seed,
+              num_blocks=len(objective.encoder.blocks), resume=one.work.folder / f"{one.phase or 'resume'}.pt", log=log,
+              every=settings.gates.every, watch=watch, title=title,
               after_step=getattr(objective, "after_step", None),
               watch_state=lambda: {"history": history, "seconds": time.monotonic() - began},
               restore_watch=lambda state: history.extend(state["history"]))
-    announce(f"pretrain {name}", job, num_samples=len(source.rows))
-    reports = root / "reports/pretrain" / name
+    announce(title, job, num_samples=len(one.source.rows))
     try:
         with with_memory_advice(settings.optimisation.batch_size, settings.machine.accumulate):
             fit(job)
     finally:
         if job.skips and not follows():
-            report.write_csv(reports / "skipped.csv", [one.line() for one in job.skips])
+            report.write_csv(one.reports / "skipped.csv", [skip.line() for skip in job.skips])
     if follows():
         return {}
-    device = device_of(settings.machine)
-    objective.to(device).eval()
-    health = look(objective.encoder, source, settings)
-    losses = [point for point in history if "loss" in point]
-    metrics = {"loss": losses[-1]["loss"], "first_loss": losses[0]["loss"], "steps": settings.optimisation.steps,
-               "seconds": time.monotonic() - began, "samples": len(source.rows), "skipped_steps": len(job.skips),
-               "resumed": work.resumed,
-               "resumed_despite_code_change": work.despite_code_change, **health}
+    objective.to(device_of(settings.machine)).eval()
+    health = look(objective.encoder, one.source, settings)
+    points = [point for point in history if "loss" in point]
+    return {"loss": points[-1]["loss"], "first_loss": points[0]["loss"], "steps": settings.optimisation.steps,
+            "seconds": time.monotonic() - began, "samples": len(one.source.rows), "skipped_steps": len(job.skips),
+            "resumed": one.work.resumed, "resumed_despite_code_change": one.work.despite_code_change, **health}
+
+
+def parts_of(objective: Objective) -> dict[str, nn.Module]:
+    """What a checkpoint keeps of an objective: all its parts but those that are another checkpoint's."""
     borrowed = getattr(objective, "borrowed", ())
-    checkpoints.save(root / "artifacts/pretrain" / name,
-                     {part: module for part, module in objective.named_children() if part not in borrowed},
-                     source.contract, _record(settings, objective.encoder, *origins, source, metrics, work))
-    reports.mkdir(parents=True, exist_ok=True)
-    write_text(reports / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    _pictures(reports, objective, source, settings, history, device, tracked)
-    tracked.metrics({key: float(value) for key, value in metrics.items()}, step=settings.optimisation.steps)
-    work.finish()
-    return metrics
+    return {part: module for part, module in objective.named_children() if part not in borrowed}
+
+
+def publish_report(one: Pretraining, metrics: dict[str, Any]) -> None:
+    """metrics.json, curves and pictures."""
+    one.reports.mkdir(parents=True, exist_ok=True)
+    write_text(one.reports / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    _pictures(one)
+    one.tracked.metrics({key: float(value) for key, value in metrics.items()}, step=metrics["steps"])
 
 
 def pool_rows(prepared: Prepared, sources: tuple[str, ...]) -> np.ndarray:
@@ -271,32 +315,34 @@ def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
-def _record(settings: PretrainRun, encoder: AnyEncoder, start: Start, teacher: Start | None, source: Source,
-            metrics: dict[str, Any], work: Work) -> dict[str, Any]:
-    learnt_from = {group for one in (start, teacher) if one for group in one.record.get("pool_groups", [])}
-    reader = source.prepared.folder / "reader.json"
+def record_of(one: Pretraining, start: Start, teacher: Start | None, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoint.json says of the encoder, and where it comes from."""
+    settings, encoder, prepared = one.settings, one.objective.encoder, one.source.prepared
+    learnt_from = {group for each in (start, teacher) if each for group in each.record.get("pool_groups", [])}
+    reader = prepared.folder / "reader.json"
     return {"kind": "pretrained", "domain": settings.domain, "encoder": plain(encoder.settings),
             "num_channels": encoder.num_channels, "channels": list(getattr(encoder.tokenizer, "channels", ())),
             "objective": plain(settings.objective),
             "reader": json.loads(reader.read_text()) if reader.is_file() else None,
-            "provenance": {"start": settings.start, **start.provenance(), "teacher": settings.teacher,
+            "provenance": {"start": settings.start, "start_weights": start.record.get("weights_sha256"),
+                           **start.provenance(), "teacher": settings.teacher,
                            "teacher_sha256": teacher.record.get("weights_sha256", "") if teacher else "",
-                           "data": settings.data, "data_digest": source.prepared.digest,
+                           "data": settings.data, "data_digest": prepared.digest,
                            "seed": settings.seed, "steps": metrics["steps"], "samples": metrics["samples"],
-                           "code": work.code,
-                           "resumed_despite_code_change": work.despite_code_change},
+                           "code": one.work.code,
+                           "resumed_despite_code_change": one.work.despite_code_change},
             # What start and teacher have seen counts too: none of it may be tested on
-            "pool_groups": sorted(learnt_from | set(group_hashes(source.prepared, source.rows)))}
+            "pool_groups": sorted(learnt_from | set(group_hashes(prepared, one.source.rows)))}
 
 
-def _pictures(reports: Path, objective: Objective, source: Source, settings: PretrainRun,
-              history: list[dict[str, float]], device: torch.device, tracked: Any) -> None:
+def _pictures(one: Pretraining) -> None:
     """Loss curve, and reconstructions of validation samples where there are some (they were never trained on)."""
+    source, reports, device = one.source, one.reports, next(one.objective.parameters()).device
     val = source.prepared.rows(split="val")
-    shown = _evenly(val if len(val) else source.rows, settings.num_pictures)
-    rows = reconstruction_rows(objective, source, shown, settings.seed, device)
+    shown = _evenly(val if len(val) else source.rows, one.settings.num_pictures)
+    rows = reconstruction_rows(one.objective, source, shown, one.settings.seed, device)
     report.reconstructions(reports / "reconstruction.png", rows)
-    report.loss_curve(reports / "loss.png", history)
-    report.write_csv(reports / "loss.csv", [point for point in history if "loss" in point])
+    report.loss_curve(reports / "loss.png", one.history)
+    report.write_csv(reports / "loss.csv", [point for point in one.history if "loss" in point])
     for picture in ("reconstruction.png", "loss.png"):
-        tracked.picture(reports / picture)
+        one.tracked.picture(reports / picture)

@@ -60,10 +60,11 @@ class Start:
         return encoder
 
     def provenance(self) -> dict[str, Any]:
-        """Where imported weights come from and how they were fitted; empty for others."""
+        """Where imported weights come from and how they were fitted, also when they were trained on since then: their
+        licence goes with them. Empty for others."""
+        origin = self.record.get("provenance", {})
         if self.record.get("kind") != "imported":
-            return {}
-        origin = self.record["provenance"]
+            return {key: origin[key] for key in ("imported", "fitted") if key in origin}
         return {"imported": {key: origin[key] for key in ("file", "file_sha256", "family", "licence")},
                 "fitted": list(self.said)}
 

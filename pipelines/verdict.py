@@ -207,7 +207,7 @@ def refuse_leaks(prepared: Prepared, settings: VerdictRun, starts: dict[str, Sta
                        f"({settings.arms.starts[arm]}) was pretrained on "
                        f"({pseudonyms_of(seen)}), expected none. Remedy: pretrain again "
                        "with the present splits, or move these groups to train.")
-        if start.record.get("kind") == "imported":
+        if start.provenance():  # imported, or trained on since they were
             print(f"arm {arm}: imported weights do not say what they have seen; whether it was a test group of yours "
                   "cannot be checked.")
 

@@ -12,6 +12,7 @@ import yaml
 from models.adapters.adapter import AdapterSettings
 from models.encoder.mask_lists import num_visible
 from models.heads.tuned import HeadSettings
+from pipelines.adapt import AdaptRun
 from pipelines.batches import domain_code
 from pipelines.few_shot import FewShotRun
 from pipelines.finetune_settings import FinetuneRun
@@ -48,8 +49,8 @@ def test_every_method_has_a_card() -> None:
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
 def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
-    found, tuned, few = (paragraphs(card, stage) for stage in ("pretrain", "finetune", "few_shot"))
-    assert found or tuned or few or adapter_blocks(card), "a card without settings that reproduce what was published"
+    found, tuned, few, adapted = (paragraphs(card, stage) for stage in ("pretrain", "finetune", "few_shot", "adapt"))
+    assert found or tuned or few or adapted or adapter_blocks(card), "a card without settings of what was published"
     for name, raw in found:
         run = build(PretrainRun, raw, f"pretrain.{name}")
         if run.augment is not None:
@@ -58,6 +59,8 @@ def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
         build(FinetuneRun, raw, f"finetune.{name}")
     for name, raw in few:
         build(FewShotRun, raw, f"few_shot.{name}")
+    for name, raw in adapted:
+        build(AdaptRun, raw, f"adapt.{name}")
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)

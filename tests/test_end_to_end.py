@@ -22,6 +22,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 STAGES = ("sample", "ingest", "pretrain", "finetune", "evaluate")
+ADAPTED = {"xray": {"domain": "medical", "data": "xray", "start": "artifacts/pretrain/xray",
+                    "method": {"kind": "self_distillation"}, "optimisation": {"steps": 4, "batch_size": 8},
+                    "gates": {"min_std": 0, "min_rank": 0}}}
+"""Runs of a stage of which none is shipped."""
 SHOWN_ONLY = {f"pipelines/{name}.py" for name in (
     "cli", "tracking", "tracked_run", "lineage", "loggable", "spool", "mlflow_server", "report", "contact_sheet",
     "evaluation_pictures", "reconstruction", "estimate", "resources", "processes", "pyfunc")}
@@ -75,7 +79,7 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
     for run in params["verdict"].values():
         run |= {"budgets": [0.5, 1.0], "seeds": [0, 1], "resamples": 100}
         run["tuning"] |= {"optimisation": {"steps": 2, "batch_size": 8, "betas": [0.9, 0.999]}, "validations": 1}
-    return params
+    return {**params, "adapt": ADAPTED}
 
 
 @pytest.fixture(scope="module")
@@ -159,15 +163,25 @@ def test_a_shift_page_tells_what_the_other_source_costs(project, name):
     assert (folder / "sources.png").stat().st_size > 10_000 and (folder / "report.html").is_file()
 
 
+@pytest.mark.parametrize("name", ADAPTED)
+def test_an_encoder_that_went_on_learning_and_its_teacher_can_be_started_from(project, name):
+    project.call("lacuna", "verify", f"artifacts/adapt/{name}")
+    for folder in (f"artifacts/adapt/{name}", f"artifacts/adapt/{name}/teacher"):
+        assert project.json(f"{folder}/checkpoint.json")["provenance"]["start"] == ADAPTED[name]["start"]
+    upstream = project.json(f"reports/adapt/{name}/run.json")["upstream"]
+    assert project.json(f"reports/pretrain/{name}/run.json")["run_id"] in json.dumps(upstream)
+
+
 def test_a_second_repro_runs_nothing(project):
     assert project.repro("--dry") == set()
 
 
 def test_each_stage_loads_what_its_deps_name_and_nothing_else(project):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage in (*STAGES, "verdict", "few_shot", "shift"):
+    for stage in (*STAGES, "verdict", "few_shot", "shift", "adapt"):
         used: set[str] = set()
-        for name, settings in SHIPPED[stage].items():
+        runs = ADAPTED if stage == "adapt" else SHIPPED[stage]
+        for name, settings in runs.items():
             loaded = set(json.loads((project.root / f"modules/{stage}-{name}.json").read_text()))
             loaded = {path for path in loaded if not path.endswith("__init__.py")} - SHOWN_ONLY
             deps = [dep.replace("${item.domain}", settings["domain"]) for dep in stages[stage]["do"]["deps"]]
@@ -175,7 +189,7 @@ def test_each_stage_loads_what_its_deps_name_and_nothing_else(project):
             missing = {path for path in loaded if not any(path == dep or path.startswith(dep + "/") for dep in code)}
             used |= {dep for dep in code if any(path == dep or path.startswith(dep + "/") for path in loaded)}
             assert not missing, f"{stage}@{name} loads files that dvc.yaml does not list: {sorted(missing)}"
-        listed = {dep.replace("${item.domain}", run["domain"]) for run in SHIPPED[stage].values()
+        listed = {dep.replace("${item.domain}", run["domain"]) for run in runs.values()
                   for dep in stages[stage]["do"]["deps"] if dep.split("/")[0] in ("pipelines", "domains", "models")}
         assert used == listed, f"{stage} lists files that no run of it loads: {sorted(listed - used)}"
 
@@ -202,6 +216,8 @@ def test_editing_one_run_re_runs_that_run_alone_and_lineage_is_complete_when_it_
     after |= {f"finetune@{run}" for run in tuned}
     after |= {f"shift@{run}" for run, settings in SHIPPED["shift"].items()
               if {f"artifacts/finetune/{one}" for one in tuned} & set(settings["models"].values())}
+    after |= {f"adapt@{run}" for run, settings in ADAPTED.items()
+              if settings["start"] == f"artifacts/pretrain/{name}"}
     assert project.repro() == {f"pretrain@{name}", f"evaluate@{name}"} | after
     other = project.json(f"reports/pretrain/{name}/run.json")
     assert other["run_id"] != before["pretrain"]["run_id"]

@@ -12,6 +12,7 @@ import yaml
 from models.encoder.build import build_encoder
 from models.encoder.chance import chance_of
 from models.objectives.objective import build_objective
+from pipelines.adapt import AdaptRun
 from pipelines.batches import domain_code
 from pipelines.evaluate import EvaluateRun
 from pipelines.few_shot import FewShotRun
@@ -25,13 +26,14 @@ from pipelines.shift import ShiftRun
 from pipelines.verdict import VerdictRun, tunings
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS: dict[str, Any] = {"sample": SampleRun, "ingest": DataRun, "pretrain": PretrainRun, "finetune": FinetuneRun,
-                            "evaluate": EvaluateRun, "verdict": VerdictRun, "few_shot": FewShotRun, "shift": ShiftRun}
+SETTINGS: dict[str, Any] = {"sample": SampleRun, "ingest": DataRun, "pretrain": PretrainRun, "adapt": AdaptRun,
+                            "finetune": FinetuneRun, "evaluate": EvaluateRun, "verdict": VerdictRun,
+                            "few_shot": FewShotRun, "shift": ShiftRun}
 FILES = {"params.yaml": yaml.safe_load((ROOT / "params.yaml").read_text()),
          "examples/real/params.yaml": yaml.safe_load((ROOT / "examples/real/params.yaml").read_text()),
          "examples/methods/params.yaml": yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text())}
 RUNS = [pytest.param(file, stage, name, id=f"{file}:{stage}.{name}") for file, params in FILES.items()
-        for stage in SETTINGS for name in params.get(stage, {})]
+        for stage in SETTINGS for name in params.get(stage) or {}]
 
 
 def data_contract(file: str, data: str) -> Any:
