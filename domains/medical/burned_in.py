@@ -63,12 +63,16 @@ def lines_of_text(grey: np.ndarray) -> list[tuple[int, int, int, int]]:
         small = small.reshape(small.shape[0] // step, step, small.shape[1] // step, step).mean(axis=(1, 3))
     if min(small.shape, default=0) < 2 * MIN_STROKE:
         return []
-    values = np.clip(np.nan_to_num(small) * 255, 0, 255).astype(np.uint8)
+    scaled = small * 255
+    if np.isnan(scaled.min()):
+        scaled = np.nan_to_num(scaled)
+    values = np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
     found = []
     for upright in (values, 255 - values):  # light print, and dark print
         above = _standing_out(upright)
         for contrast in CONTRASTS:
-            found += _lines(_marks(above > 255 * contrast, upright), min(values.shape))
+            # a whole number, with which bytes are compared as they are
+            found += _lines(_marks(above > int(255 * contrast), upright), min(values.shape))
     return [(top * step, left * step, bottom * step, right * step) for top, left, bottom, right in _merged(found)]
 
 
@@ -100,25 +104,27 @@ def _standing_out(values: np.ndarray) -> np.ndarray:
 def _spread_out(values: np.ndarray, size: int, extreme: np.ufunc) -> np.ndarray:
     """The extreme over squares of `size` pixels, by doubling: log2(size) passes along each axis."""
     for axis in (0, 1):
-        padded = np.pad(values, [(size // 2, size // 2) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        first, last = (values[:1], values[-1:]) if axis == 0 else (values[:, :1], values[:, -1:])
+        wider = np.concatenate([*[first] * (size // 2), values, *[last] * (size // 2)], axis=axis)
         reach = 1
         while reach < size:
             shift = min(reach, size - reach)
             keep, moved = [slice(None)] * 2, [slice(None)] * 2
-            keep[axis], moved[axis] = slice(0, padded.shape[axis] - shift), slice(shift, None)
-            padded = extreme(padded[tuple(keep)], padded[tuple(moved)])
+            keep[axis], moved[axis] = slice(0, wider.shape[axis] - shift), slice(shift, None)
+            wider = extreme(wider[tuple(keep)], wider[tuple(moved)])
             reach += shift
-        values = padded
+        values = wider
     return values
 
 
 def _marks(strokes: np.ndarray, values: np.ndarray) -> Marks:
     """Runs of pixels along rows, joined where they touch (also at a corner), and summed up per joined piece."""
-    strokes = strokes if strokes.mean() <= MOST_MARKED else np.zeros_like(strokes)
+    strokes = strokes if np.count_nonzero(strokes) / strokes.size <= MOST_MARKED else np.zeros_like(strokes)
     # One line of pixels, with two empty ones between rows, so that runs of different rows never look adjacent.
     stride = values.shape[1] + 2
-    line = np.pad(strokes, ((0, 0), (1, 1))).ravel().view(np.int8)
-    steps = np.flatnonzero(line[1:] != line[:-1])
+    line = np.zeros((len(strokes), stride), bool)
+    line[:, 1:-1] = strokes
+    steps = np.flatnonzero(line.ravel()[1:] != line.ravel()[:-1])
     begin, end = steps[::2], steps[1::2]
     pieces, piece = np.unique(_joined(begin, end, stride), return_inverse=True)
     num, lengths = len(pieces), end - begin

@@ -18,6 +18,8 @@ UNKNOWN_GREY = 0
 
 COLOUR_TOLERANCE = 12
 """Levels of 255 by which the channels of a grey picture may differ: JPEG rounds colour and brightness apart."""
+MOST_COUNTED = 2**16
+"""Different whole numbers that are counted rather than ordered."""
 MOST_COLOURED = 0.001
 """Share of a film's pixels that may be coloured: a mark that somebody drew."""
 
@@ -31,14 +33,40 @@ def coloured(rgb: np.ndarray) -> float:
 
 def percentile_window(values: np.ndarray, valid: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
     """The two values between which the grey scale runs, from the pixels that the detector saw."""
-    low, high = np.percentile(values[valid], percentiles)
+    seen = values.ravel() if valid.all() else values[valid]
+    low, high = _by_counting(seen, percentiles) or np.percentile(seen, percentiles)
     return float(low), float(high)
+
+
+def _by_counting(values: np.ndarray, percentiles: tuple[float, float]) -> list[float] | None:
+    """What numpy's percentiles are, of whole numbers that span no more than 16 bits, as a detector's do: counting them
+    takes half as long as ordering them. None for other values."""
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    if not (high - low < MOST_COUNTED and abs(low) + abs(high) < 2**23):  # also for what is not finite
+        return None
+    whole = values.astype(np.int32)
+    if not np.array_equal(whole, values):
+        return None
+    reached = np.cumsum(np.bincount(whole - int(low)))
+    found = []
+    for percentile in percentiles:
+        place = percentile / 100 * (len(values) - 1)
+        before = int(place)
+        one, next_one = np.searchsorted(reached, [before, min(before + 1, len(values) - 1)], side="right") + low
+        way, gap = place - before, next_one - one
+        found.append(float(next_one - gap * (1 - way) if way >= 0.5 else one + gap * way))  # as numpy rounds it
+    return found
 
 
 def to_grey(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Map [low, high] onto [0, 1], clipped."""
     low, high = window
-    return np.clip((values.astype(np.float32) - low) / max(high - low, 1e-6), 0.0, 1.0)
+    grey = values.astype(np.float32)
+    grey -= low
+    grey /= max(high - low, 1e-6)
+    return np.clip(grey, 0.0, 1.0, out=grey)
 
 
 def viewed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

@@ -137,7 +137,7 @@ def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fa
         grey = 1.0 - grey
     facts: dict[str, Fact] = {"format": "DICOM", "shape": list(grey.shape), "photometric": photometric,
                               "stored_bits": int(header.BitsStored), "contrast": contrast}
-    return np.where(exposed, grey, np.float32(0.0)), facts
+    return grey if exposed.all() else np.where(exposed, grey, np.float32(0.0)), facts
 
 
 def _brightness(header: Any) -> np.ndarray:

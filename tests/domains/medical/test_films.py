@@ -124,6 +124,27 @@ def test_16_bit_pictures_are_stretched(tmp_path: Path, attenuation: np.ndarray) 
     assert seen.min() == 0 and seen.max() == 255
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int16, np.uint8])
+def test_percentiles_of_whole_numbers_are_those_of_numpy_to_the_last_bit(dtype: type, monkeypatch: pytest.MonkeyPatch
+                                                                         ) -> None:
+    rng = np.random.default_rng(0)
+    counted = []
+    monkeypatch.setattr(film, "_by_counting", lambda *given, real=film._by_counting: counted.append(real(*given))
+                        or counted[-1])
+    for n, top in ((1, 9), (2, 9), (3, 200), (10, 5), (4999, 120), (100_003, 120)):
+        values = rng.integers(0, top, n).astype(dtype) - dtype(top // 3 if dtype in (np.float32, np.int16) else 0)
+        values = (values * dtype(300) if dtype is np.float32 else values).reshape(1, -1)
+        valid = rng.random(values.shape) < 0.9
+        valid[0, 0] = True
+        for some in (valid, np.ones_like(valid)):
+            for percentiles in ((0.5, 99.5), (1.0, 99.0), (0.0, 100.0), (33.3, 66.7)):
+                expected = tuple(float(p) for p in np.percentile(values[some], percentiles))
+                assert film.percentile_window(values, some, percentiles) == expected
+    assert all(counted)
+    halves = np.array([[0.5, 2.0, np.inf, 1e9]], np.float32)
+    assert film.percentile_window(halves, np.isfinite(halves), (0.0, 100.0)) == (0.5, 1e9) and counted[-1] is None
+
+
 def test_letterbox_keeps_the_film_and_marks_its_margins_unknown() -> None:
     settings = XRay(size=(40, 40))
     stored = film.fit(np.zeros((30, 60), np.float32), settings.size, "letterbox")
