@@ -36,7 +36,7 @@ MAGIC = {"GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "JP2OpenJPEG": (b"\0
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PNG"}
 BLOCK_BUDGET = 2**28
 """Bytes that one strip or tile inside a file may decode to: GDAL reads these whole."""
-CACHE_MB = 256
+CACHE_BYTES = 2**28
 """Decoded blocks that GDAL keeps: a row of blocks of a Sentinel-2 granule in all its bands, so that none is decoded
 again for the next tile."""
 NOT_IMAGES = ("MSK_",)
@@ -105,7 +105,7 @@ def _gdal() -> Iterator[Any]:
         GDAL_SKIP="VRT",  # a text file that makes GDAL open whatever it names
         GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",  # no side-car files
         GDAL_PAM_ENABLED="NO",
-        GDAL_CACHEMAX=CACHE_MB,
+        GDAL_CACHEMAX=CACHE_BYTES,
         PROJ_NETWORK="OFF",
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

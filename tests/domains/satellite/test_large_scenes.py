@@ -1,6 +1,7 @@
 """A scene that is too large to be held whole comes in parts, with the same samples, or not at all."""
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def in_parts(path: Path, chosen: Multispectral, mask: Path | None = None) -> lis
         found = ingest.read(dataclasses.replace(asked, part=len(parts)), chosen)
         parts.append(found if isinstance(found, Part) else Part(found, more=False))
     return parts
+
+
+def test_a_block_of_several_bands_is_decoded_once_for_all_of_them(tmp_path: Path) -> None:
+    path = raster(tmp_path / "a.tif", scene(4, 64, 64), BANDS, interleave="pixel", compress="deflate")
+    with ExitStack() as stack:
+        dataset = ingest._open_raster(path, stack)
+        dataset.read(1)
+        path.write_bytes(path.read_bytes()[:300] + bytes(path.stat().st_size - 300))  # nothing is left to decode
+        assert np.array_equal(dataset.read(4), scene(4, 64, 64)[3])
 
 
 def test_a_scene_in_parts_gives_the_samples_of_the_scene_at_once(tmp_path: Path,
