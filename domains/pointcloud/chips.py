@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,12 +16,14 @@ from domains.sample import Refused
 
 FARTHEST_CELL = 2**31
 """Chips are numbered from the origin of the map; the number of one must fit a stored integer."""
-COLLECT = 1_000_000
-"""Points that are added, or as many as are kept, before those too many are let go again."""
-
-
+SLACK = 0.5
+"""Points that a chip may hold beyond its limit, as a share of it, before those too many are let go: letting go of a few
+at a time would sort the rest again and again."""
+FEW_CHIPS = 2**16
+"""A portion that touches no more cells of the grid is sorted by numbers of 16 bits, in two passes."""
 NO_LOT = 2**32
 """Above every lot."""
+_PLACE_BITS = 31
 
 
 @dataclass(frozen=True)
@@ -46,89 +48,107 @@ class Chips:
     def __init__(self, side: float, limit: int, rng: np.random.Generator) -> None:
         """side: of a chip, in the unit of the coordinates; 0: everything is one chip."""
         self.side, self.limit, self.rng = side, limit, rng
-        self.extents: dict[tuple[int, int], Extent] = {}
         self.largest: dict[str, float] = {}
-        self._kept: list[tuple[np.ndarray, np.ndarray, Cloud]] = []  # codes of chips M, lots M, points
-        self._fresh = 0
-        self._full = np.zeros(0, np.int64), np.zeros(0, np.int64)  # codes of chips, lots that are too high for them
+        self._chips: dict[tuple[int, int], _Chip] = {}
+
+    @property
+    def extents(self) -> dict[tuple[int, int], Extent]:
+        """What each chip spans."""
+        return {place: chip.extent for place, chip in self._chips.items()}
+
+    @property
+    def num_held(self) -> int:
+        """Points in memory."""
+        return sum(chip.num_held for chip in self._chips.values())
 
     def add(self, portion: Cloud) -> None:
         """Finite points, as many as fit into memory at once."""
         if not len(portion.xyz):
             return
-        codes = self._codes(portion.xyz[:, :2])
-        self._measure(codes, portion)
         for name, top in largest(portion).items():
             self.largest[name] = max(self.largest.get(name, 0.0), top)
-        lots = self.rng.integers(0, NO_LOT, len(codes))
-        stays = lots < self._too_high(codes)
-        self._kept.append((codes[stays], lots[stays], portion.take(stays)))
-        self._fresh += int(np.count_nonzero(stays))
-        if self._fresh > max(COLLECT, len(self._kept[0][0])):
-            self._thin()
+        lots = self.rng.integers(0, NO_LOT, len(portion.xyz))
+        cells = self._cells(portion.xyz[:, :2])
+        order, starts = _by_cell(cells)
+        if len(starts) > 1:
+            lots, portion = lots[order], portion.take(order)
+        low, high = np.minimum.reduceat(portion.xyz, starts), np.maximum.reduceat(portion.xyz, starts)
+        places = cells[order[starts]].tolist()
+        for n, (begin, end) in enumerate(pairwise([*starts.tolist(), len(lots)])):
+            chip = self._chips.setdefault((places[n][0], places[n][1]), _Chip(self.limit))
+            chip.measure(Extent(end - begin, low[n], high[n]))
+            chip.keep(lots[begin:end], portion.xyz[begin:end],
+                      {name: values[begin:end] for name, values in portion.more.items()})
 
     def chips(self) -> Iterator[tuple[tuple[int, int], Extent, Cloud]]:
-        """Number of the chip along x and y, what it spans, and its points in random order."""
-        if not self._kept:
-            return
-        self._thin()
-        codes, _, points = self._kept[0]
-        starts = np.flatnonzero(codes[1:] != codes[:-1]) + 1
-        for members in np.split(np.arange(len(codes)), starts):
-            place = _place(int(codes[members[0]]))
-            yield place, self.extents[place], points.take(members)
+        """Number of the chip along x and y, what it spans, and its points in random order; sorted by x, then by y. The
+        points of a chip that was given are forgotten."""
+        for place in sorted(self._chips):
+            yield place, self._chips[place].extent, self._chips[place].points()
 
-    def _codes(self, xy: np.ndarray) -> np.ndarray:
-        """M: one number per chip, which sorts by x, then by y."""
+    def _cells(self, xy: np.ndarray) -> np.ndarray:
+        """M 2 int64."""
         if not self.side:
-            return np.full(len(xy), _code(0, 0))
+            return np.zeros((len(xy), 2), np.int64)
         cells = np.floor(xy / self.side)
         if np.abs(cells).max() >= FARTHEST_CELL:
             raise Refused(f"found coordinates up to {np.abs(xy).max():.3g}, too far out for tiles of {self.side:g}")
-        x, y = cells.astype(np.int64).T
-        return np.asarray(_code(x, y))
+        return cells.astype(np.int64)
 
-    def _measure(self, codes: np.ndarray, portion: Cloud) -> None:
-        order = np.argsort(codes)
-        own, xyz = codes[order], portion.xyz[order]
-        starts = np.concatenate([[0], np.flatnonzero(own[1:] != own[:-1]) + 1])
-        low, high = np.minimum.reduceat(xyz, starts), np.maximum.reduceat(xyz, starts)
-        counts = np.diff(np.append(starts, len(own)))
-        for i, start in enumerate(starts):
-            place = _place(int(own[start]))
-            before = self.extents.get(place, Extent(0, low[i], high[i]))
-            self.extents[place] = Extent(before.count + int(counts[i]), np.minimum(before.low, low[i]),
-                                         np.maximum(before.high, high[i]))
 
-    def _too_high(self, codes: np.ndarray) -> np.ndarray:
-        """M: the lot from which on a point of that chip would be let go at once."""
-        full, lots = self._full
-        if not len(full):
-            return np.full(len(codes), NO_LOT)
-        at = np.searchsorted(full, codes).clip(max=len(full) - 1)
-        return np.where(full[at] == codes, lots[at], NO_LOT)
+class _Chip:
+    """What is kept of one chip: the points with the lowest lots so far."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.num_held, self.too_high = limit, 0, NO_LOT
+        self.extent = Extent(0, np.full(3, np.inf), np.full(3, -np.inf))
+        self._lots: list[np.ndarray] = []
+        self._points: list[Cloud] = []
+
+    def measure(self, more: Extent) -> None:
+        """Points that have come, whether they are kept or not."""
+        self.extent = Extent(self.extent.count + more.count, np.minimum(self.extent.low, more.low),
+                             np.maximum(self.extent.high, more.high))
+
+    def keep(self, lots: np.ndarray, xyz: np.ndarray, more: dict[str, np.ndarray]) -> None:
+        """Those of some points whose lots are not too high; copies, since views would hold the whole portion."""
+        stays = np.flatnonzero(lots < self.too_high)
+        self._lots.append(lots[stays].astype(np.uint32))
+        self._points.append(Cloud(xyz, more).take(stays))
+        self.num_held += len(stays)
+        if self.num_held > (1 + SLACK) * self.limit:
+            self._thin()
 
     def _thin(self) -> None:
-        """Sort by chip and by lot, and keep the first `limit` of each chip: those that a draw of all would keep."""
-        codes = np.concatenate([codes for codes, _, _ in self._kept])
-        lots = np.concatenate([lots for _, lots, _ in self._kept])
-        points = join([points for _, _, points in self._kept])
-        chips, chip = np.unique(codes, return_inverse=True)
-        order = np.argsort((chip.astype(np.int64) << 32) | lots)  # a lot has 32 bits, and one key sorts faster than two
-        own, place = chip[order], np.arange(len(order))
-        begins = np.concatenate([[True], own[1:] != own[:-1]])
-        rank = place - np.maximum.accumulate(np.where(begins, place, 0))
-        kept = order[rank < self.limit]
-        last = order[rank == self.limit - 1]  # of chips that are full
-        self._full = chips[chip[last]], lots[last]
-        self._kept, self._fresh = [(codes[kept], lots[kept], points.take(kept))], 0
+        """Keep the lowest `limit` lots, in rising order: those that a draw of all would keep."""
+        lots = np.concatenate(self._lots)
+        # Of equal lots the one that came first: with their places in it, no two keys are equal.
+        keys = np.sort((lots.astype(np.int64) << _PLACE_BITS) | np.arange(len(lots)))[:self.limit]
+        kept = keys & (2**_PLACE_BITS - 1)
+        self._lots, self._points = [lots[kept]], [join(self._points).take(kept)]
+        self.num_held = len(kept)
+        if len(kept) == self.limit:
+            self.too_high = int(self._lots[0][-1])
+
+    def points(self) -> Cloud:
+        """At most `limit`, in the order of their lots, which is random. They are kept no longer."""
+        self._thin()
+        (points,) = self._points
+        self._lots, self._points, self.num_held = [], [], 0
+        return points
 
 
-def _code(x: Any, y: Any) -> Any:
-    """One number of two between -2**31 and 2**31."""
-    return x * 2**32 + (y + FARTHEST_CELL)
-
-
-def _place(code: int) -> tuple[int, int]:
-    """The inverse of `_code`."""
-    return code >> 32, (code & 0xFFFFFFFF) - FARTHEST_CELL
+def _by_cell(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points in the order of their cells (by x, then by y; in a cell as they came), and where each cell begins."""
+    low = cells.min(axis=0)
+    across, up = (cells.max(axis=0) - low + 1).tolist()
+    if across == up == 1:
+        return np.arange(len(cells)), np.zeros(1, np.int64)
+    if across * up <= FEW_CHIPS:
+        numbers = ((cells[:, 0] - low[0]) * up + cells[:, 1] - low[1]).astype(np.uint16)
+        order = np.argsort(numbers, kind="stable")
+        changes = np.diff(numbers[order]) != 0
+    else:  # so wide that numbers of a cell might not fit an integer
+        order = np.lexsort((cells[:, 1], cells[:, 0]))
+        changes = np.diff(cells[order], axis=0).any(axis=1)
+    return order, np.concatenate([[0], np.flatnonzero(changes) + 1])

@@ -19,7 +19,7 @@ import numpy as np
 
 from domains.contract import Channel, Contract
 from domains.pointcloud.chips import Chips, Extent
-from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, join, largest, stored
+from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, join, largest, span, stored
 from domains.pointcloud.columns import read_array, read_text
 from domains.pointcloud.farthest import farthest_first
 from domains.pointcloud.georeference import epsg_of
@@ -112,7 +112,9 @@ def _seed(path: Path) -> int:
 
 def _in_metres(cloud: Cloud, settings: Points, y_up: bool) -> Cloud:
     """The finite points, in metres, with z pointing up."""
-    cloud = cloud.take(np.isfinite(cloud.xyz).all(axis=1))
+    finite = np.isfinite(cloud.xyz)
+    if not finite.all():
+        cloud = cloud.take(finite.all(axis=1))
     xyz, more = cloud.xyz.astype(np.float64) * settings.metres_per_unit, dict(cloud.more)
     if y_up:  # x y z to z x y: a turn, not a mirror image
         xyz = xyz[:, [2, 0, 1]]
@@ -122,8 +124,7 @@ def _in_metres(cloud: Cloud, settings: Points, y_up: bool) -> Cloud:
 
 def _extent(cloud: Cloud) -> Extent:
     nowhere = np.zeros(3)
-    return (Extent(len(cloud.xyz), cloud.xyz.min(axis=0), cloud.xyz.max(axis=0)) if len(cloud.xyz)
-            else Extent(0, nowhere, nowhere))
+    return Extent(len(cloud.xyz), *span(cloud.xyz)) if len(cloud.xyz) else Extent(0, nowhere, nowhere)
 
 
 # ---- pieces ----
@@ -277,7 +278,8 @@ def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact]) -> Clou
     cloud = Cloud(xyz, {name: values for name, values in attributes(columns).items() if name in settings.features})
     if not settings.drop_noise:
         return cloud
-    wanted = ~np.isin(np.asarray(portion.classification), NOISE_CLASSES) & (np.asarray(portion.withheld) == 0)
+    classes = np.asarray(portion.classification)
+    wanted = np.logical_and.reduce([classes != noise for noise in NOISE_CLASSES]) & (np.asarray(portion.withheld) == 0)
     facts["dropped_noise"] = int(str(facts["dropped_noise"])) + int(np.count_nonzero(~wanted))
     return cloud.take(wanted)
 

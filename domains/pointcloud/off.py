@@ -8,6 +8,7 @@ they are. Polygons are cut into fans of triangles.
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ FIRST_LINE = re.compile(r"(?:ST)?(?:C)?(?:N)?OFF\s*(.*)", re.ASCII)
 
 def read_off(path: Path, max_points: int) -> Mesh:
     """Vertices and triangles. Raises Refused."""
-    lines = [line for line in (raw.split("#", 1)[0].strip() for raw in path.read_text("latin-1").splitlines()) if line]
+    text = path.read_text("latin-1")
+    raws = (raw.split("#", 1)[0] for raw in text.splitlines()) if "#" in text else text.splitlines()
+    lines = [line for line in map(str.strip, raws) if line]
     match = FIRST_LINE.fullmatch(lines[0]) if lines else None
     if match is None:
         raise Refused("OFF: the file does not begin like one")
@@ -53,6 +56,9 @@ def _vertices(lines: list[str]) -> np.ndarray:
 
 
 def _triangles(lines: list[str], num_vertices: int) -> np.ndarray:
+    threes = _all_threes(lines)
+    if threes is not None:
+        return triangles_of([threes], num_vertices, "OFF")
     try:
         faces = []
         for line in lines:
@@ -66,3 +72,16 @@ def _triangles(lines: list[str], num_vertices: int) -> np.ndarray:
     except (ValueError, OverflowError, IndexError) as error:
         raise Refused("OFF: a face line does not hold the corners it promises") from error
     return triangles_of(polygons, num_vertices, "OFF")
+
+
+def _all_threes(lines: list[str]) -> np.ndarray | None:
+    """T 3 of a mesh of triangles alone, as nearly all are, in one go; None for any other, or what is no such list."""
+    if not lines:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy would take 1.5 for a 1, and say that it should not
+        try:
+            table = np.loadtxt(lines, dtype=np.int64, usecols=(0, 1, 2, 3), ndmin=2)
+        except (ValueError, IndexError, DeprecationWarning):
+            return None
+    return table[:, 1:] if bool((table[:, 0] == 3).all()) else None

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from domains import duplicates
-from domains.pointcloud import chips as chip_module
 from domains.pointcloud import ingest
 from domains.pointcloud.chips import Chips
 from domains.pointcloud.cloud import Cloud
@@ -109,27 +108,43 @@ def test_chips_do_not_depend_on_how_a_file_is_portioned_but_for_the_draw(monkeyp
     settings = Points(size=(16,), min_points=8, tile_metres=20, scale="metres")  # every chip keeps all its points
     whole = read(row(tmp_path / "a.las"), settings)
     monkeypatch.setattr(ingest, "PORTION", 301)
-    monkeypatch.setattr(chip_module, "COLLECT", 500)
     for one, other in zip(whole, read(row(tmp_path / "a.las"), settings), strict=True):
         assert one.suffix == other.suffix and one.facts["num_points"] == other.facts["num_points"]
         assert one.facts["bounds"] == other.facts["bounds"] and one.facts["extent"] == other.facts["extent"]
         np.testing.assert_allclose(np.sort(one.values[:, 2]), np.sort(other.values[:, 2]), atol=1e-5)
 
 
-def test_a_chip_keeps_a_fair_draw_and_never_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chip_module, "COLLECT", 1000)
+def test_a_chip_keeps_a_fair_draw_and_never_more_than_its_limit() -> None:
     chips = Chips(10.0, 200, np.random.default_rng(0))
     rng, most = np.random.default_rng(1), 0
     for step in range(50):  # a scanner's order: time runs along x within the chip at 0, the chip at 1 is sparse
         x = np.concatenate([np.full(500, step / 5), [10 + step / 5]])
         chips.add(Cloud(np.column_stack([x, rng.random(501), rng.random(501)]), {"intensity": x[:, None]}))
-        most = max(most, sum(len(points.xyz) for _, _, points in chips._kept))
+        most = max(most, chips.num_held)
     (first, extent, dense), (second, _, sparse) = chips.chips()
     assert (first, second) == ((0, 0), (1, 0)) and extent.count == 25_000
     assert len(dense.xyz) == 200 and len(sparse.xyz) == 50
     assert abs(dense.xyz[:, 0].mean() - 4.9) < 0.8  # a draw that favoured either end would be far off
     np.testing.assert_array_equal(dense.more["intensity"][:, 0], dense.xyz[:, 0])
-    assert most < 2500  # of 25,050
+    assert most <= 350  # of 25,050
+
+
+@pytest.mark.parametrize(("side", "width"), [(10.0, 60.0), (0.5, 300.0), (0.0, 10.0)])  # few cells; many
+def test_each_chip_keeps_the_lowest_of_all_lots_in_their_order(side: float, width: float) -> None:
+    points = np.random.default_rng(3).random((9000, 3)) * [width, width, 5] - [width / 3, 0, 0]
+    chips, draw, lots = Chips(side, 40, np.random.default_rng(7)), np.random.default_rng(7), []
+    for portion in np.split(points, range(1300, 9000, 1300)):
+        chips.add(Cloud(portion, {"intensity": portion[:, :1]}))
+        lots.append(draw.integers(0, 2**32, len(portion)))
+    drawn, cells = np.concatenate(lots), np.floor(points[:, :2] / side).astype(int) if side else None
+    given = list(chips.chips())
+    expected_places = {(0, 0)} if cells is None else set(map(tuple, cells.tolist()))
+    assert [place for place, _, _ in given] == sorted(expected_places)
+    for place, extent, cloud in given:
+        own = np.arange(9000) if cells is None else np.flatnonzero((cells == place).all(axis=1))
+        assert extent.count == len(own) and np.array_equal(extent.high, points[own].max(axis=0))
+        expected = points[own[np.argsort(drawn[own], kind="stable")][:40]]
+        assert np.array_equal(cloud.xyz, expected) and np.array_equal(cloud.more["intensity"], expected[:, :1])
 
 
 def test_very_large_files_are_thinned_while_they_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
