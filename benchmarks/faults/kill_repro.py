@@ -1,9 +1,10 @@
-"""`kill -9` of `dvc repro`, again and again: `python -m benchmarks.faults.kill_repro [NUMBER]`.
+"""`kill -9` of `dvc repro`, again and again: `python -m benchmarks.faults.kill_repro [NUMBER [FIRST]]`.
 
 A copy of the project with one small track is reproduced once from nothing and never disturbed. Then NUMBER (20) times
 from nothing again: the process group is killed at a random moment, and the next `dvc repro`, with no other help, must
 end well. Every hash in dvc.lock must be that of the undisturbed run, except those of reports/, which say which run it
 was and how long it took: there the files are compared one by one, without the run's id and what is counted in seconds.
+FIRST (0) numbers the first kill, whose number is the seed of its moment: a campaign may be run in several goes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ STAGES = ("sample", "ingest", "pretrain", "finetune", "evaluate")
 MADE = ("data", "artifacts", "reports", ".work", "dvc.lock", ".dvc/cache", ".dvc/tmp")
 
 
-def main(number: int = 20, stages: Sequence[str] = STAGES) -> int:
+def main(number: int = 20, first: int = 0, stages: Sequence[str] = STAGES) -> int:
     """Print each kill and the sum; 1 when a next one failed or ended otherwise."""
     with tempfile.TemporaryDirectory() as text:
         root = copy(Path(text) / "project", stages)
@@ -41,7 +42,7 @@ def main(number: int = 20, stages: Sequence[str] = STAGES) -> int:
         seconds = time.monotonic() - began
         clean = state(root)
         equal = 0
-        for i in range(number):
+        for i in range(first, first + number):
             when = random.Random(i).uniform(0.05, 0.95) * seconds
             where = kill(root, when)
             finish(root)
@@ -157,4 +158,4 @@ def gone(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:2])))
+    sys.exit(main(*map(int, sys.argv[1:])))
