@@ -13,7 +13,7 @@ from typing import Any
 
 DOMAINS = ("medical", "satellite", "pointcloud")
 ADAPTERS = ("lora", "prompts", "gated_prompts", "singular_values", "bias", "bottleneck", "dynamic_prompts",
-            "prior_prompts", "geometry")
+            "prior_prompts", "geometry", "any2point")
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
 

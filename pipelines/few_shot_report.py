@@ -95,6 +95,9 @@ class Answer:
                 said.append(f"{way}: {about.trained} of {about.weights} weights ({about.trained / about.weights:.2%}); "
                             f"validation loss {about.tuning['val_loss_before']:.3f} before, "
                             f"{about.tuning['val_loss']:.3f} at step {about.tuning['best_step']}, which was kept.")
+        if len(compared := self.differences()) > 1:
+            said.append(f"Each of the {len(compared)} differences is looked at by itself: of twenty that are none, one "
+                        "is shown by chance.")
         return [*said, *(f"{text}." for text in self.said)]
 
     def headlines(self) -> dict[str, Any]:

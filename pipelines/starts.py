@@ -17,9 +17,12 @@ import torch
 from domains.contract import Channel, Contract, ContractMismatch, adopt, enforce, to_agree_with
 from models.encoder.adapt_weights import fit_channels, match_channels, resize_positions, strangers
 from models.encoder.build import AnyEncoder, AnyEncoderSettings, build_encoder, holds_what_is_asked
+from models.encoder.carry import carry_to_points
 from models.encoder.cutting import grid_of
 from models.encoder.grid_2d_3d import Grid2D3DTokenizer
-from models.encoder.tokenizers import ByChannel, GroupTokenizer
+from models.encoder.positions import Projections
+from models.encoder.tokenizers import ByChannel, Groups, GroupTokenizer
+from models.encoder.transformer import Encoder, EncoderSettings
 from pipelines import checkpoints
 from pipelines.settings import plain
 
@@ -88,6 +91,8 @@ def resolve(start: str, asked: AnyEncoderSettings | None, data: Contract, root: 
         return Start(asked, len(data.channels), tuple(range(len(data.channels))), None, data, {})
     loaded = checkpoints.load_encoder(root / start)
     encoder, held = loaded.encoder, loaded.encoder.settings
+    if data.kind == "points" and not isinstance(encoder.tokenizer, GroupTokenizer):
+        return _carry(loaded, asked, data)
     if asked is not None:
         if not holds_what_is_asked(held, asked):
             raise checkpoints.CheckpointError(
@@ -98,6 +103,28 @@ def resolve(start: str, asked: AnyEncoderSettings | None, data: Contract, root: 
     weights = encoder.state_dict()
     fixed = {name: weights[name] for name, value in encoder.named_parameters() if not value.requires_grad}
     return Start(encoder.settings, encoder.num_channels, channels, weights, contract, loaded.record, fixed, tuple(said))
+
+
+def _carry(loaded: checkpoints.Loaded, asked: AnyEncoderSettings | None, data: Contract) -> Start:
+    """Weights of images as the trunk of an encoder of points, which is asked for by describing its groups."""
+    theirs = loaded.contract
+    if not (isinstance(asked, EncoderSettings) and isinstance(asked.tokenizer, Groups)
+            and isinstance(loaded.encoder, Encoder)):
+        raise ContractMismatch(f"kind of data: found points, expected {theirs.kind}, which the weights have seen. "
+                               "Start from weights of points; or, to read points with an encoder of images, describe "
+                               "the new tokenizer: encoder: {tokenizer: {kind: groups}, size: the start's}.")
+    try:
+        encoder = carry_to_points(loaded.encoder, asked, theirs.size, len(data.channels))
+    except ValueError as error:
+        raise ContractMismatch(str(error)) from None
+    settings = dataclasses.replace(encoder.settings, drop_path=asked.drop_path, dropout=asked.dropout)
+    weights = encoder.state_dict()
+    fixed = {name: weights[name] for name, value in encoder.named_parameters() if not value.requires_grad}
+    grid = settings.positions.grid if isinstance(settings.positions, Projections) else ()
+    said = (f"the encoder has seen {theirs.kind}; its blocks are kept, its tokenizer is a new one for groups of "
+            f"points, whose places are projected to {' x '.join(map(str, grid))} patches",)
+    return Start(settings, len(data.channels), tuple(range(len(data.channels))), weights, data, loaded.record, fixed,
+                 said)
 
 
 def _agree(loaded: checkpoints.Loaded, data: Contract) -> tuple[tuple[int, ...], Contract, list[str]]:

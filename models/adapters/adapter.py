@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from models.adapters.any2point import Any2Point, add_any2point
 from models.adapters.bias import Bias, add_bias
 from models.adapters.bottleneck import Bottleneck, add_bottleneck
 from models.adapters.dynamic_prompts import DynamicPrompts, add_dynamic_prompts
@@ -26,7 +27,7 @@ from models.adapters.singular_values import SingularValues, add_singular_values
 from models.encoder.transformer import Encoder
 
 AdapterSettings = (Prompts | GatedPrompts | DynamicPrompts | SingularValues | Lora | Bias | Bottleneck |
-                   PriorPrompts | Geometry)
+                   PriorPrompts | Geometry | Any2Point)
 """Told apart by `kind`."""
 
 
@@ -55,6 +56,8 @@ def add_adapter(encoder: nn.Module, settings: AdapterSettings) -> list[nn.Parame
             return add_prior_prompts(encoder, settings)
         case Geometry():
             return add_geometry(encoder, settings)
+        case Any2Point():
+            return add_any2point(encoder, settings)
 
 
 def merge_adapters(encoder: Encoder) -> None:

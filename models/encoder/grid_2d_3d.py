@@ -20,6 +20,7 @@ from models.encoder.positions import (
     GridAndGroup,
     ImageAndVolume,
     PositionSettings,
+    Projections,
     Table,
     Waves,
     build_grid_positions,
@@ -92,7 +93,7 @@ class PlacesOfBoth(nn.Module):
 
     def __init__(self, dim: int, positions: PositionSettings | None) -> None:
         super().__init__()
-        if isinstance(positions, Table | GridAndGroup | Waves):
+        if isinstance(positions, Table | GridAndGroup | Waves | Projections):
             raise ValueError(f"positions {positions.kind} cannot serve both images and volumes. Expected kind: "
                              "image_and_volume, with a table for either.")
         both = (positions if isinstance(positions, ImageAndVolume)

@@ -82,7 +82,23 @@ class Waves:
     kind: Literal["waves"] = "waves"
 
 
-PositionSettings = SinCos | Table | NoPositions | GridAndGroup | ImageAndVolume | Waves
+@dataclass(frozen=True)
+class Projections:
+    """For points: the mean over six views of the code of an image's places."""
+
+    kind: Literal["projections"] = "projections"
+    grid: tuple[int, int] = (14, 14)
+    """Patches (y, x) of the images whose places the code is for; a cloud within the unit sphere fills it."""
+    plane: SinCos | Table | None = None
+    """How places of the image are coded; null: sines and cosines."""
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1 or isinstance(self.plane, Table) and self.plane.grid != self.grid:
+            raise ValueError(f"projections: found grid {list(self.grid)}, expected two sizes of at least 1, the same "
+                             "as the table's where there is one.")
+
+
+PositionSettings = SinCos | Table | NoPositions | GridAndGroup | ImageAndVolume | Waves | Projections
 
 
 def sin_cos(coordinate: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
@@ -225,8 +241,9 @@ def build_grid_positions(dim: int, axes: int, settings: PositionSettings | None)
         case ImageAndVolume():
             raise ValueError("positions image_and_volume are for tokenizer grid_2d_3d; nothing else takes both. Give "
                              "one kind of positions.")
-        case Waves():
-            raise ValueError("positions waves are for groups of points. Leave `positions` out, or take sin_cos.")
+        case Waves() | Projections():
+            raise ValueError(f"positions {settings.kind} are for groups of points. Leave `positions` out, or take "
+                             "sin_cos.")
 
 
 def resize_rows(rows: Tensor, grid: tuple[int, ...], wanted: tuple[int, ...], overshoot: float = 0.0) -> Tensor:

@@ -28,10 +28,12 @@ from models.encoder.positions import (
     BandPositions,
     PointPositions,
     PositionSettings,
+    Projections,
     WavePositions,
     Waves,
     build_grid_positions,
 )
+from models.encoder.projections import ProjectedPositions
 
 
 @dataclass(frozen=True)
@@ -218,12 +220,14 @@ class GroupTokenizer(nn.Module):
         return x.reshape(batch * count, self.group_size, -1).amax(1).reshape(batch, count, -1)
 
     def place_code(self, dim: int, positions: PositionSettings | None = None) -> nn.Module:
-        """A small network of the centre; with `waves`, of its sines and cosines."""
+        """A small network of the centre; with `waves`, of its sines and cosines; with `projections`, an image's."""
         if isinstance(positions, Waves):
             return WavePositions(dim)
+        if isinstance(positions, Projections):
+            return ProjectedPositions(dim, positions)
         if positions is not None:
             raise ValueError(f"positions {positions.kind} are for grids; groups of points take a network of their "
-                             "centres. Leave `positions` out, or take waves.")
+                             "centres. Leave `positions` out, or take waves or projections.")
         return PointPositions(dim)
 
 

@@ -79,11 +79,12 @@ class Tuned(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Tuned:
-        """As every module's, but batch norms of a frozen encoder keep to the statistics that they have."""
+        """As every module's, but batch norms of a frozen encoder keep to the statistics that they have, unless an
+        adapter has added them."""
         super().train(mode)
         if self.trunk_frozen:
             for module in self.encoder.modules():
-                if isinstance(module, BatchNorm):
+                if isinstance(module, BatchNorm) and not getattr(module, "ADDED", ()):
                     module.eval()
         return self
 

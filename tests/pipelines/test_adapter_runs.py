@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from domains.contract import ContractMismatch
 from domains.store import open_prepared
 from models.adapters.prior_prompts import memories
 from models.adapters.seams import added
@@ -147,6 +148,32 @@ def test_prior_prompts_remember_what_the_start_says_of_labelled_training_rows_an
     assert "kept beside them: prior_prompts, geometry" in fold(folder, tmp_path / "alone")
     np.testing.assert_allclose(told(tmp_path / "alone", project, "points"), told(folder, project, "points"),
                                rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_of_films_becomes_the_frozen_trunk_of_one_of_points(project, tmp_path):
+    encoder = {"tokenizer": {"kind": "groups", "num_groups": 8, "group_size": 8, "widths": [8, 8, 16]},
+               "size": {"width": 24, "depth": 2, "num_heads": 2}}
+    across = tuning("points", [{"kind": "any2point", "num_cells": 3, "width": 4}], start="artifacts/pretrain/xray",
+                    encoder=encoder, arms=["scratch", "pretrained"])
+    finetune.run("across", across, project)
+    folder = project / "artifacts/finetune/across/pretrained/seed0"
+    trunk = load_encoder(project / "artifacts/pretrain/xray").encoder.state_dict()
+    model, _, record = load_tuned(folder)
+    own = {name.replace(".wrapped", ""): value for name, value in model.encoder.state_dict().items()}
+    assert all(torch.equal(own[name], value) for name, value in trunk.items() if name.startswith(("blocks", "norm")))
+    assert (model.encoder.tokenizer.point[1].running_mean != 0).any(), "the new tokenizer's statistics are learnt"
+    chosen = json.loads((project / "artifacts/finetune/across/summary.json").read_text())["chosen"]
+    tokenizer = sum(value.numel() for value in model.encoder.tokenizer.parameters())
+    assert tokenizer < chosen["pretrained"]["trained_weights"] < chosen["pretrained"]["weights"]
+    assert chosen["scratch"]["trained_weights"] == chosen["scratch"]["weights"]
+    fold(folder, tmp_path / "alone")
+    np.testing.assert_allclose(told(tmp_path / "alone", project, "points"), told(folder, project, "points"),
+                               rtol=1e-4, atol=1e-5)
+    with pytest.raises(ContractMismatch, match="expected xray, which the weights have seen.*describe the new"):
+        finetune.run("none", tuning("points", EVERY[0], start="artifacts/pretrain/xray"), project)
+    with pytest.raises(ContractMismatch, match="encoder.size: found"):
+        finetune.run("wide", tuning("points", EVERY[0], start="artifacts/pretrain/xray",
+                                    encoder={**encoder, "size": "small"}), project)
 
 
 def test_the_scratch_arm_is_trained_whole_beside_an_adapter_and_both_are_scored(project, capsys):
