@@ -122,6 +122,9 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("checkpoint", type=Path)
     sub.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders")
     sub.add_argument("--out", type=Path, required=True, help="folder for predictions.csv and .json")
+    sub.add_argument("--test-time", default="", choices=["", "norm", "tent", "lame"], metavar="WAY",
+                     help="adapt to these files without labels, and answer them together: norm (statistics), tent "
+                          "(entropy) or lame (agreement among neighbours); answers then depend on each other")
     _use_options(sub)
     sub = command("embed", _embed, "features of native files, as Parquet")
     sub.add_argument("checkpoint", type=Path)
@@ -258,7 +261,7 @@ def _predict(options: argparse.Namespace) -> int:
     from pipelines.native import Edits
     from pipelines.predict import predict_to_folder
     return predict_to_folder(options.checkpoint, options.inputs, options.out, source=options.source,
-                             edits=Edits(options.merge_tokens, tuple(options.patch)))
+                             edits=Edits(options.merge_tokens, tuple(options.patch)), test_time=options.test_time)
 
 
 def _embed(options: argparse.Namespace) -> int:

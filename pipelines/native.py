@@ -32,9 +32,11 @@ from models.adapters.token_merging import merge_tokens
 from models.encoder.flexible_patches import check_sizes, cut_at
 from models.encoder.patches import Features
 from models.encoder.transformer import mean_of_valid
+from models.heads.tuned import Tuned
 from pipelines import checkpoints
 from pipelines.batches import DomainCode, domain_code
 from pipelines.settings import build
+from pipelines.test_time import TestTime, adapted, batches_of
 from pipelines.tuned_checkpoints import load_tuned, probabilities
 
 BATCH_SIZE = 32
@@ -97,6 +99,8 @@ class Native:
     """(x, known) -> B O: probabilities or numbers of a tuned checkpoint."""
     features: Callable[[Tensor, Tensor | None], Tensor] = field(repr=False)
     """(x, known) -> B E: what a head would see."""
+    model: Tuned | None = field(default=None, repr=False)
+    """The tuned model itself; None of a pretrained encoder."""
 
     def read(self, rows: Sequence[ManifestRow], call: Callable[[Tensor, Tensor | None], Tensor],
              limits: Limits | None = None, batch_size: int = BATCH_SIZE) -> Iterator[Read]:
@@ -107,6 +111,39 @@ class Native:
             if not more:
                 yield _together(parts)
                 parts = []
+
+    def read_together(self, rows: Sequence[ManifestRow], way: TestTime,
+                      limits: Limits | None = None) -> tuple[list[Read], str]:
+        """One result per row, in the rows' order, and what was adapted: the model is adapted to all files that can be
+        read, then answers them. Every answer depends on the other files. All pieces are held in memory.
+
+        Raises:
+            ValueError: fewer than two pieces, or a way that means nothing here.
+        """
+        if self.model is None:
+            raise ValueError(f"{self.folder}: found a pretrained encoder, expected a tuned checkpoint (with a head). "
+                             "Run `lacuna finetune` from it first.")
+        waiting = [(outcome, *self._fetch(outcome)) for outcome in read_all(rows, self.reader, limits or Limits())]
+        pieces = [piece for _, of_file, _ in waiting for piece in of_file]
+        if len(pieces) < 2:
+            raise ValueError(f"{way.kind}: found {'one' if pieces else 'no'} sample, expected at least two: an answer "
+                             "is adapted to what else is asked about. Give more files, or leave --test-time out.")
+        found = adapted(self.model, float(self.record.get("temperature", 1.0)),
+                        lambda size: (self._batch(pieces[first:last]) for first, last in batches_of(len(pieces), size)),
+                        way)
+        reads, parts = [], []
+        for read, more in _per_file(waiting, found.answers):
+            parts.append(read)
+            if not more:
+                reads.append(_together(parts))
+                parts = []
+        return reads, found.said
+
+    def _batch(self, pieces: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        """Fetched pieces on the device, normalised."""
+        pair: tuple[Tensor, Tensor | None] = self.code.dataset.normalise(
+            torch.from_numpy(np.stack(pieces)).to(self.device), self.contract)
+        return pair
 
     def _parts(self, rows: Sequence[ManifestRow], call: Callable[[Tensor, Tensor | None], Tensor], limits: Limits,
                batch_size: int) -> Iterator[tuple[Read, bool]]:
@@ -137,20 +174,22 @@ class Native:
     def _run(self, waiting: Sequence[tuple[Outcome, list[np.ndarray], str]],
              call: Callable[[Tensor, Tensor | None], Tensor], batch_size: int) -> Iterator[tuple[Read, bool]]:
         pieces = [piece for _, of_file, _ in waiting for piece in of_file]
-        answers = []
-        for first in range(0, len(pieces), batch_size):
-            raw = torch.from_numpy(np.stack(pieces[first:first + batch_size])).to(self.device)
-            x, known = self.code.dataset.normalise(raw, self.contract)
-            answers.append(call(x, known).float().cpu().numpy())
-        values = np.concatenate(answers) if answers else np.empty((0, 0), np.float32)
-        at = 0
-        for outcome, of_file, reason in waiting:
-            own = values[at:at + len(of_file)]
-            at += len(of_file)
-            if not reason and not np.isfinite(own).all():
-                own, reason = own[:0], "the model's answer is not finite"
-            suffixes = tuple(piece.suffix for piece in outcome.pieces) if not reason else ()
-            yield Read(outcome.row, own, suffixes, outcome.sha256, reason), outcome.more
+        answers = [call(*self._batch(pieces[first:first + batch_size])).float().cpu().numpy()
+                   for first in range(0, len(pieces), batch_size)]
+        yield from _per_file(waiting, np.concatenate(answers) if answers else np.empty((0, 0), np.float32))
+
+
+def _per_file(waiting: Sequence[tuple[Outcome, list[np.ndarray], str]],
+              values: np.ndarray) -> Iterator[tuple[Read, bool]]:
+    """The answers to all pieces, dealt out to their files; and whether another part of the file follows."""
+    at = 0
+    for outcome, of_file, reason in waiting:
+        own = values[at:at + len(of_file)]
+        at += len(of_file)
+        if not reason and not np.isfinite(own).all():
+            own, reason = own[:0], "the model's answer is not finite"
+        suffixes = tuple(piece.suffix for piece in outcome.pieces) if not reason else ()
+        yield Read(outcome.row, own, suffixes, outcome.sha256, reason), outcome.more
 
 
 def _together(parts: Sequence[Read]) -> Read:
@@ -183,8 +222,10 @@ def open_checkpoint(folder: str | Path, device: str = "auto", need_head: bool = 
             "file was changed or cut short after it was written. Copy or make it again.")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(automatic if device == "auto" else device)
+    model: Tuned | None = None
     if need_head or record.get("kind") == "tuned":
-        answer, features, contract, record = _tuned(folder, place, edits)
+        model, answer, contract, record = _tuned(folder, place, edits)
+        features = model.features
     else:
         answer, features, contract = _pretrained(folder, place, edits)
     ingest, reader = reader_of(record, folder)
@@ -192,16 +233,16 @@ def open_checkpoint(folder: str | Path, device: str = "auto", need_head: bool = 
     bands = contract.kind == "multispectral"
     contracts.enforce(ingest.contract(reader.settings), contract, subset_of_channels=bands)
     return Native(folder, identity(folder, edits), record, contract, reader, ingest, domain_code(record["domain"]),
-                  place, answer, features)
+                  place, answer, features, model)
 
 
-def _tuned(folder: Path, device: torch.device, edits: Edits) -> tuple[Any, Any, Contract, dict[str, Any]]:
+def _tuned(folder: Path, device: torch.device, edits: Edits) -> tuple[Tuned, Any, Contract, dict[str, Any]]:
     model, contract, record = load_tuned(folder)
     model.to(device)
     if edits != UNEDITED:
         edits.apply(model.encoder, contract.size)
     kind, temperature = record["task"].kind, float(record.get("temperature", 1.0))
-    return (lambda x, known: probabilities(kind, model(x, known), temperature)), model.features, contract, record
+    return model, (lambda x, known: probabilities(kind, model(x, known), temperature)), contract, record
 
 
 def _pretrained(folder: Path, device: torch.device, edits: Edits) -> tuple[Any, Any, Contract]:

@@ -65,6 +65,55 @@ def test_merged_tokens_and_other_patch_sizes_give_other_answers_which_are_told_a
         prediction.predict(checkpoint, files, limits=ONE, edits=native.Edits(patch=(5, 5)))
 
 
+@pytest.mark.parametrize("way", ["norm", "tent", "lame"])
+def test_files_that_are_answered_together_say_so_and_are_otherwise_answered_alone(
+        xray: tuple[list[Path], Path], tmp_path: Path, way: str) -> None:
+    files, checkpoint = xray
+    before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    plain = prediction.predict(checkpoint, files, limits=ONE)
+    together = prediction.predict(checkpoint, files, limits=ONE, test_time=way)
+    said = "3 files answered together, so each answer depends on the others"
+    fewer = prediction.predict(checkpoint, files[:2], limits=ONE, test_time=way)
+    assert together == prediction.predict(checkpoint, files, limits=ONE, test_time=way)
+    assert all(said in one["test_time"] for one in together)
+    assert together[0]["probabilities"] != plain[0]["probabilities"] and "test_time" not in plain[0]
+    assert len({one[0]["checkpoint"] for one in (plain, together, fewer)}) == 3, "told apart"
+    assert prediction.predict(checkpoint, files[:1], limits=ONE) == plain[:1], "what else there is changes nothing"
+    assert before == {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+
+
+def test_files_answered_together_are_never_skipped_and_are_done_again_alone(
+        xray: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    files, checkpoint = xray
+    bad = files[0].parent / "broken.png"
+    bad.write_bytes(b"\x89PNG not really")
+    out = tmp_path / "out"
+    assert prediction.predict_to_folder(checkpoint, [*files, bad], out, limits=ONE, test_time="lame") == 0
+    assert "lame: each answer was drawn towards" in capsys.readouterr().out
+    rows = _table(out)
+    assert ["3 files answered together" in row["test_time"] for row in rows] == [True] * 3 + [False]
+    seen = _read_files(monkeypatch)
+    prediction.predict_to_folder(checkpoint, files[:2], out, limits=ONE, test_time="lame")
+    assert len(seen) == 2
+    prediction.predict_to_folder(checkpoint, files, out, limits=ONE)
+    assert len(seen) == 5 and [row["p.yes"] for row in _table(out)[1:]] == [
+        str(one["probabilities"]["yes"]) for one in prediction.predict(checkpoint, files, limits=ONE)]
+
+
+def test_one_file_alone_and_a_regression_are_refused_where_answers_are_made_together(
+        xray: tuple[list[Path], Path], tmp_path: Path) -> None:
+    files, checkpoint = xray
+    with pytest.raises(ValueError, match="found one sample, expected at least two"):
+        prediction.predict(checkpoint, files[:1], limits=ONE, test_time="lame")
+    with pytest.raises(ValueError, match="found 'best', expected one of norm, tent, lame"):
+        prediction.predict(checkpoint, files, limits=ONE, test_time="best")
+    _, prepared = ingest_files(tmp_path / "ages", "xray", count=3)
+    tuned(tmp_path / "number", prepared, "xray", task="regression")
+    with pytest.raises(ValueError, match="tent: found a regression"):
+        prediction.predict(tmp_path / "number", files, limits=ONE, test_time="tent")
+
+
 def _table(folder: Path) -> list[dict[str, str]]:
     with (folder / prediction.TABLE).open(newline="") as file:
         return list(csv.DictReader(file))
