@@ -28,5 +28,6 @@ for name in pneumonia findings malignancy texture settlement psb dales; do
     stage finetune $name artifacts/finetune/$name/summary.json
     stage evaluate $name reports/evaluate/$name/metrics.json
 done
+stage few_shot psb reports/few_shot/psb/metrics.json
 lacuna compare --out reports/compare
 echo "reconstructions: examples/real/reports/pretrain/*/reconstruction.png"
