@@ -16,6 +16,7 @@ from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
 from models.adapters.prompts import Prompts, add_prompts, refuse_second_prompts
 from models.adapters.seams import added
+from models.adapters.surroundings import quick_gelu
 from models.encoder.transformer import Encoder
 
 
@@ -57,8 +58,7 @@ class AskedTokens(nn.Module):
 
     def forward(self, tokens: Tensor, where: slice, valid: Tensor | None) -> Tensor:
         """tokens B S+X+V E, prompts at `where`; valid B S+X+V -> B S+X+V E: what is added to them"""
-        few = linear(layer_norm(tokens, tokens.shape[-1:]), self.down, self.down_bias)
-        few = few * (1.702 * few).sigmoid()                                 # B S+X+V R
+        few = quick_gelu(linear(layer_norm(tokens, tokens.shape[-1:]), self.down, self.down_bias))   # B S+X+V R
         up = linear(few, self.up, self.up_bias)
         found = linear(self.ask(few, where, valid), self.up, self.up_bias)  # B X E
         alone, asked = self.gates

@@ -1,7 +1,7 @@
 """Geometry-aware adapters (Tang et al. 2024, "Point-PEFT", section 3.3): behind every block, tokens are gathered in
 neighbourhoods of space, look at each other there, are pooled, and are handed back to the tokens around.
 
-Legend: B batch, S sequence, V visible patches, G centres, K tokens of a neighbourhood, E width, A width of the
+Legend: B batch, V visible patches, G centres, K tokens of a neighbourhood, E width, A width of the
 attention, R width of the bottleneck.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from models.adapters.seams import Places, note_places
+from models.adapters.surroundings import surround
 from models.encoder.point_ops import farthest_point_sampling, nearest_neighbours
 from models.encoder.tokenizers import GroupTokenizer
 from models.encoder.transformer import Encoder
@@ -47,37 +48,6 @@ class Geometry:
                              f"{self.attention_width}, width {self.width}, expected at least 1 each.")
 
 
-class Neighbourhood:
-    """Who is near whom in the batch at hand; the blocks of an encoder share it. Tokens that are filler are nobody's
-    neighbours."""
-
-    def __init__(self, places: Places, num_centres: int | None, neighbours: int) -> None:
-        self.places, self.num_centres, self.neighbours = places, num_centres, neighbours
-        self.centres = self.near = self.around = self.weights = torch.empty(0)
-
-    def find(self, valid: Tensor | None) -> None:
-        """valid B V"""
-        place = self.places.place
-        count = place.shape[1]
-        num = min(self.num_centres or max(count // 2, 1), count)
-        self.centres = farthest_point_sampling(place, num, usable=valid)                        # B G into V
-        centre = place.gather(1, self.centres[..., None].expand(-1, -1, 3))
-        self.near = nearest_neighbours(centre, place, min(self.neighbours, count), valid)       # B G K into V
-        gap = torch.cdist(place.float(), centre.float(), compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = gap.topk(min(PROPAGATED, num), dim=-1, largest=False)
-        closeness = 1 / (nearest.values.square() + 1e-8)
-        self.around = nearest.indices                                                           # B V 3 into G
-        self.weights = closeness / closeness.sum(-1, keepdim=True)                              # B V 3
-
-    def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens B V E -> neighbourhoods B G K E, centres B G E"""
-        return _take(tokens, self.near), _take(tokens, self.centres)
-
-    def hand_back(self, said: Tensor) -> Tensor:
-        """said B G E -> B V E: the mean of the nearest centres by inverse squared distance"""
-        return (_take(said, self.around) * self.weights[..., None].to(said.dtype)).sum(2)
-
-
 class LocalAttention(nn.Module):
     """A neighbourhood looks at itself in few dimensions, and is pooled."""
 
@@ -97,34 +67,35 @@ class LocalAttention(nn.Module):
         return pooled + self.centre_share * centre
 
 
-class GeometryBlock(nn.Module):
-    """A block and what neighbourhoods say behind it; class token and prompts pass."""
+class Neighbourhood:
+    """Who is near whom in the batch at hand. Tokens that are filler are nobody's neighbours."""
 
-    ADDED = ("down", "down_bias", "up", "up_bias")
+    def __init__(self, places: Places, attention: LocalAttention, num_centres: int | None, neighbours: int) -> None:
+        self.places, self.attention = places, attention
+        self.num_centres, self.neighbours = num_centres, neighbours
+        self.centres = self.near = self.around = self.weights = torch.empty(0)
 
-    def __init__(self, wrapped: nn.Module, hood: Neighbourhood, attention: list[LocalAttention], settings: Geometry,
-                 width: int, *, first: bool) -> None:
-        """attention: in a list, so that it belongs to the first block alone."""
-        super().__init__()
-        self.wrapped, self.hood, self.shared, self.first = wrapped, hood, attention, first
-        self.share = settings.share
-        like = next(wrapped.parameters())
-        self.down = nn.Parameter(nn.init.xavier_uniform_(like.new_empty(settings.width, width)))
-        self.down_bias = nn.Parameter(like.new_zeros(settings.width))
-        self.up = nn.Parameter(like.new_zeros(width, settings.width))
-        self.up_bias = nn.Parameter(like.new_zeros(width))
+    def find(self, valid: Tensor | None) -> None:
+        """valid B V"""
+        place = self.places.place
+        count = place.shape[1]
+        num = min(self.num_centres or max(count // 2, 1), count)
+        self.centres = farthest_point_sampling(place, num, usable=valid)                        # B G into V
+        centre = place.gather(1, self.centres[..., None].expand(-1, -1, 3))
+        self.near = nearest_neighbours(centre, place, min(self.neighbours, count), valid)       # B G K into V
+        gap = torch.cdist(place.float(), centre.float(), compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = gap.topk(min(PROPAGATED, num), dim=-1, largest=False)
+        closeness = 1 / (nearest.values.square() + 1e-8)
+        self.around = nearest.indices                                                           # B V 3 into G
+        self.weights = closeness / closeness.sum(-1, keepdim=True)                              # B V 3
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """B S E -> B S E"""
-        count = self.hood.places.place.shape[1]
-        if self.first:
-            self.hood.find(None if valid is None else valid[:, -count:])
-        out: Tensor = self.wrapped(x, valid)
-        tokens = out[:, -count:]
-        told = tokens + self.share * self.hood.hand_back(self.shared[0](*self.hood.gather(tokens)))
-        few = linear(layer_norm(told, told.shape[-1:]), self.down, self.down_bias)              # B V R
-        tokens = tokens + linear(few * (1.702 * few).sigmoid(), self.up, self.up_bias)
-        return torch.cat([out[:, :-count], tokens], 1)
+    def tell(self, tokens: Tensor) -> Tensor:
+        """B V E -> B V E"""
+        return self.hand_back(self.attention(_take(tokens, self.near), _take(tokens, self.centres)))
+
+    def hand_back(self, said: Tensor) -> Tensor:
+        """said B G E -> B V E: the mean of the nearest centres by inverse squared distance"""
+        return (_take(said, self.around) * self.weights[..., None].to(said.dtype)).sum(2)
 
 
 def add_geometry(encoder: Encoder, settings: Geometry) -> list[nn.Parameter]:
@@ -139,17 +110,9 @@ def add_geometry(encoder: Encoder, settings: Geometry) -> list[nn.Parameter]:
     if not isinstance(encoder.tokenizer, GroupTokenizer):
         raise ValueError(f"geometry: found a tokenizer {type(encoder.tokenizer).__name__}, expected groups of points, "
                          "which lie in space. Take bottleneck for images.")
-    if any(isinstance(module, GeometryBlock) for module in encoder.modules()):
-        raise ValueError("geometry: found these adapters on the encoder already, expected them once. Make them wider.")
-    hood = Neighbourhood(note_places(encoder), settings.num_centres, settings.neighbours)
     attention = LocalAttention(next(encoder.blocks.parameters()), encoder.width, settings)
-    out: list[nn.Parameter] = [attention.to_qkv, attention.back]
-    for i, block in enumerate(encoder.blocks):
-        new = GeometryBlock(block, hood, [attention], settings, encoder.width, first=i == 0).train(block.training)
-        encoder.blocks[i] = new
-        out += [new.down, new.down_bias, new.up, new.up_bias]
-    encoder.blocks[0].add_module("attention", attention)
-    return out
+    hood = Neighbourhood(note_places(encoder), attention, settings.num_centres, settings.neighbours)
+    return surround(encoder, hood, settings.width, settings.share)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, normalize
+from torch.nn.functional import normalize
 
 from models.adapters.prompts import PromptedBlock, first_prompts, refuse_second_prompts
 from models.adapters.seams import EVERY_LINEAR, Places, added, inner_blocks, merged, note_places, wrap_linear
+from models.adapters.surroundings import Narrow
 from models.encoder.patches import Patches, see_all
 from models.encoder.tokenizers import GroupTokenizer
 from models.encoder.transformer import Encoder
@@ -103,7 +104,7 @@ class Memory(nn.Module):
     """Features of training samples, and the little network through which they reach the prompts. It adds nothing at the
     start: then these are plain prompts."""
 
-    ADDED = ("down", "down_bias", "up", "up_bias", "coordinates")
+    ADDED = ("coordinates",)
     KEPT = ("bank", "filled", "digest")
     bank: Tensor
     filled: Tensor
@@ -115,10 +116,7 @@ class Memory(nn.Module):
         self.trunk = FrozenTrunk(encoder, places)
         self.held: Tensor | None = None
         like, width = next(encoder.blocks.parameters()), encoder.width
-        self.down = nn.Parameter(nn.init.xavier_uniform_(like.new_empty(settings.width, width)))
-        self.down_bias = nn.Parameter(like.new_zeros(settings.width))
-        self.up = nn.Parameter(like.new_zeros(width, settings.width))
-        self.up_bias = nn.Parameter(like.new_zeros(width))
+        self.narrow = Narrow(like, width, settings.width)
         points = isinstance(encoder.tokenizer, GroupTokenizer)
         self.coordinates = nn.Parameter(like.new_empty(settings.num_prompts, 3).uniform_(-0.5, 0.5)) if points else None
         self.register_buffer("bank", torch.zeros(settings.memory, width, device=like.device))
@@ -173,9 +171,8 @@ class Memory(nn.Module):
         return torch.cat([query.float()[:, None], blend, rows], 1)
 
     def _told(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        found = self.look_up(self.trunk(x, valid)).to(self.down.dtype)
-        few = linear(layer_norm(found, found.shape[-1:]), self.down, self.down_bias)           # B X R
-        return linear(few * (1.702 * few).sigmoid(), self.up, self.up_bias)
+        out: Tensor = self.narrow(self.look_up(self.trunk(x, valid)).to(self.narrow.down.dtype))
+        return out
 
     def _hash(self) -> Tensor:
         """32 uint8"""

@@ -36,7 +36,7 @@ def test_tokens_share_a_cell_when_they_fall_into_the_same_one(real):
     torch.manual_seed(0)
     places = Places(nn.Identity())
     places.place = torch.rand(2, 7, 3) * 1.4 - 0.7
-    cells = Cells(places, 3)
+    cells = Cells(places, CellAttention(places.place, 6, SMALL), 3)
     valid = torch.arange(7) < real
     cells.find(None if real == 7 else valid.expand(2, -1))
 

@@ -5,10 +5,11 @@ import torch
 from torch.nn.functional import gelu, layer_norm
 
 from models.adapters.adapter import adapter_state, add_adapter, load_adapter_state, trunk_hash
-from models.adapters.geometry import Geometry, GeometryBlock, LocalAttention, Neighbourhood, add_geometry
+from models.adapters.geometry import Geometry, LocalAttention, Neighbourhood, add_geometry
 from models.adapters.lora import Lora
 from models.adapters.prompts import Prompts
 from models.adapters.seams import Places
+from models.adapters.surroundings import SurroundedBlock
 from models.encoder.patches import Mask
 from tests.models.adapters.encoders import DEPTH, WIDTH, everything, make
 
@@ -29,7 +30,7 @@ def test_neighbourhoods_and_what_is_handed_back_are_those_of_a_search_one_by_one
     place, said = torch.randn(2, 9, 3, dtype=torch.float64), torch.randn(2, 3, WIDTH, dtype=torch.float64)
     places = Places(torch.nn.Identity())
     places.place = place
-    hood = Neighbourhood(places, 3, 4)
+    hood = Neighbourhood(places, LocalAttention(place, WIDTH, SMALL), 3, 4)
     hood.find(None if real == 9 else (torch.arange(9) < real).expand(2, -1))
     back = hood.hand_back(said)
     for b in range(2):
@@ -127,7 +128,7 @@ def test_images_a_second_time_and_no_neighbours_are_refused():
         add_geometry(make("image")[0], SMALL)
     encoder, _ = make("points")
     add_geometry(encoder, SMALL)
-    assert all(isinstance(block, GeometryBlock) for block in encoder.blocks)
+    assert all(isinstance(block, SurroundedBlock) for block in encoder.blocks)
     with pytest.raises(ValueError, match="expected them once"):
         add_geometry(encoder, SMALL)
     with pytest.raises(ValueError, match="neighbours 0"):

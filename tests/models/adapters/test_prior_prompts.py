@@ -93,7 +93,7 @@ def test_at_the_start_a_memory_changes_nothing_and_later_it_does():
     memory.remember(torch.randn(12, WIDTH))
     torch.testing.assert_close(everything(encoder(patches)), before, rtol=0, atol=0)
     with torch.no_grad():
-        memory.up.normal_()
+        memory.narrow.up.normal_()
     assert (everything(encoder(patches)) - before).abs().max() > 1e-3
 
 
@@ -111,7 +111,7 @@ def test_every_added_parameter_learns_and_the_memory_does_not():
     encoder, patches, new = filled()
     assert len(new) == 2 + 5 and not {id(value) for value in new} & {id(value) for value in encoder.buffers()}
     with torch.no_grad():
-        next(memories(encoder)).up.normal_()
+        next(memories(encoder)).narrow.up.normal_()
     encoder(patches).tokens.square().sum().backward()
     assert all(value.grad.abs().sum() > 0 for value in new)
     assert all(value.requires_grad for value in encoder.parameters())
@@ -122,7 +122,7 @@ def test_every_added_parameter_learns_and_the_memory_does_not():
 def test_filler_at_the_end_of_a_list_changes_nothing():
     encoder, patches, _ = filled()
     with torch.no_grad():
-        next(memories(encoder)).up.normal_()
+        next(memories(encoder)).narrow.up.normal_()
     plain = Mask(torch.arange(5).expand(2, -1), torch.arange(5, 8).expand(2, -1))
     padded = Mask(torch.cat([plain.visible, torch.zeros(2, 4, dtype=torch.int64)], 1), plain.hidden,
                   torch.arange(9).expand(2, -1) < 5)
