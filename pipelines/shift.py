@@ -55,7 +55,8 @@ class Models:
     adapter: str = SCRATCH
     """Another one, tuned by adapters."""
     adapted: str = SCRATCH
-    """Models that were adapted to the other source without its labels, artifacts/adapt/NAME."""
+    """Models that learnt from labels of the source and from files of the target without labels,
+    artifacts/domain_adaptation/NAME."""
 
     def __post_init__(self) -> None:
         if is_scratch(self.before):
@@ -204,7 +205,8 @@ def found_models(models: Models, root: Path) -> dict[str, list[Path]]:
                                     "folder or folders seed0, seed1 ... of them. Run the stage that makes them first.")
         for arm, seeds in arms.items():
             alone = len(arms) == 1
-            found[arm if place == "before" else place if alone else f"{place} {arm}"] = seeds
+            plain_name = place == "before" or (not alone and arm not in found)
+            found[arm if plain_name else place if alone else f"{place} {arm}"] = seeds
     return found
 
 
@@ -289,8 +291,9 @@ def check_model(record: Mapping[str, Any], contract: Contract, unseen: Unseen, s
     found: Task = record["task"]
     check_task(found, unseen.task, at)
     check_unseen(record, unseen, at)
-    if found.sources != (settings.source,):
-        taken = f"of {', '.join(found.sources)}" if found.sources else "of every source"
+    sources = tuple(record["provenance"].get("labelled_sources") or found.sources)
+    if sources != (settings.source,):
+        taken = f"of {', '.join(sources)}" if sources else "of every source"
         raise ValueError(f"{at}: found a model that learnt from labels {taken}, expected of {settings.source} alone. "
                          f"Remedy: give the ingest run a second task like {settings.task} with `sources: "
                          f"[{settings.source}]`, and fine-tune on that.")

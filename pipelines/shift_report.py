@@ -12,6 +12,8 @@ from pipelines.shift_scores import Line, Shift
 
 STYLES = ("-", "--", ":", "-.")
 """Of lines, by way of adapting; colours go by model."""
+FEWEST = 5
+"""Answers in a bin of the reliability diagram that is drawn."""
 
 
 def write(folder: Path, shift: Shift) -> list[Path]:
@@ -69,34 +71,45 @@ def by_damage(path: Path, shift: Shift) -> bool:
 
 
 def by_confidence(path: Path, shift: Shift) -> bool:
-    """Share right over confidence, a panel per source."""
+    """Share right over confidence: a row of panels per model, a column per source, a line per way. Bins with a handful
+    of answers would draw noise and are left out."""
     if not any(line.bins for line in shift.lines.values()) or not report.can_draw():
         return False
+    models, ways = _named(shift)
     sources = [shift.source, *shift.targets]
-    figure = report.new_figure(4.2 * len(sources), 4.6)
-    for axes, source in zip(figure.subplots(1, len(sources), squeeze=False).ravel(), sources, strict=True):
+    figure = report.new_figure(3.6 * len(sources), 3.3 * len(models) + 0.4)
+    panels = figure.subplots(len(models), len(sources), sharex=True, sharey=True, squeeze=False)
+    for axes in panels.ravel():
         axes.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle="--")
-        for line in shift.lines.values():
-            colour, style = _looks(line, shift)
-            certain, right, count = line.bins[source]
-            axes.plot(certain, right, style, color=colour, linewidth=1.2)
-            axes.scatter(certain, right, s=8 + 120 * count / max(1, count.sum()), color=colour, label=line.name)
-        axes.set_title(f"at {source}", fontsize=10)
-        axes.set_xlabel("confidence")
         axes.set_aspect("equal")
+        axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
-    figure.axes[0].set_ylabel("share right")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8,
-                  markerscale=0.7)
+    handles = {}
+    for line in shift.lines.values():
+        for axes, source in zip(panels[models.index(line.model)], sources, strict=True):
+            certain, right, count = (column[line.bins[source][2] >= FEWEST] for column in line.bins[source])
+            colour = report.COLOURS[ways.index(line.way) % len(report.COLOURS)]
+            handles[line.way or "as trained"], = axes.plot(certain, right, color=colour, linewidth=1.3)
+            axes.scatter(certain, right, s=6 + 90 * count / max(1, count.sum()), color=colour)
+            axes.set_title(f"{line.model}, at {source}", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("confidence")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("share right")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return report.save_figure(figure, path)
 
 
 def _looks(line: Line, shift: Shift) -> tuple[str, str]:
     """Colour by model, style by way."""
-    models = list(dict.fromkeys(one.model for one in shift.lines.values()))
-    ways = list(dict.fromkeys(one.way for one in shift.lines.values()))
+    models, ways = _named(shift)
     return report.COLOURS[models.index(line.model) % len(report.COLOURS)], STYLES[ways.index(line.way) % len(STYLES)]
+
+
+def _named(shift: Shift) -> tuple[list[str], list[str]]:
+    """Models and ways, in order."""
+    lines = shift.lines.values()
+    return list(dict.fromkeys(one.model for one in lines)), list(dict.fromkeys(one.way for one in lines))
 
 
 def _page(folder: Path, shift: Shift, damage_rows: list[dict[str, object]]) -> str:

@@ -31,7 +31,8 @@ SETTINGS: dict[str, Any] = {"sample": SampleRun, "ingest": DataRun, "pretrain": 
                             "few_shot": FewShotRun, "shift": ShiftRun}
 FILES = {"params.yaml": yaml.safe_load((ROOT / "params.yaml").read_text()),
          "examples/real/params.yaml": yaml.safe_load((ROOT / "examples/real/params.yaml").read_text()),
-         "examples/methods/params.yaml": yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text())}
+         "examples/methods/params.yaml": yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text()),
+         "examples/shift/params.yaml": yaml.safe_load((ROOT / "examples/shift/params.yaml").read_text())}
 RUNS = [pytest.param(file, stage, name, id=f"{file}:{stage}.{name}") for file, params in FILES.items()
         for stage in SETTINGS for name in params.get(stage) or {}]
 
@@ -53,7 +54,7 @@ def test_the_cells_of_every_shipped_verdict_validate(file, name):
     assert tunings(name, build(VerdictRun, FILES[file]["verdict"][name], f"verdict.{name}"))
 
 
-@pytest.mark.parametrize(("file", "name"), [(file, name) for file in FILES for name in FILES[file]["pretrain"]])
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file in FILES for name in FILES[file].get("pretrain", {})])
 def test_every_shipped_pretraining_builds_and_makes_a_step_within_64_visible_tokens(file, name):
     settings = build(PretrainRun, FILES[file]["pretrain"][name], f"pretrain.{name}")
     contract = data_contract(file, settings.data)
@@ -84,7 +85,7 @@ def test_every_shipped_fine_tuning_names_data_task_and_start_that_exist(file, na
     assert settings.task in params["ingest"][settings.data]["tasks"]
     assert settings.start == "scratch" or settings.start.removeprefix("artifacts/pretrain/") in params["pretrain"]
     shifts = [folder for run in params.get("shift", {}).values() for folder in run["models"].values()]
-    assert any(run["finetune"] == name for run in params["evaluate"].values()) or (
+    assert any(run["finetune"] == name for run in params.get("evaluate", {}).values()) or (
         f"artifacts/finetune/{name}" in shifts), "nobody scores it"
 
 
