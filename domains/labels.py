@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from domains.rows import cells_of, column_of
 from domains.sample import ManifestRow, Task
 
 
@@ -47,7 +48,8 @@ def resolve(task: Task, rows: Sequence[ManifestRow], quote: bool = True) -> Task
     if task.classes:
         _refuse_absent_classes(task, texts, quote)
         return task
-    train = sorted({text for text, row in zip(texts, rows, strict=True) if text and row.split == "train"},
+    splits = column_of(rows, "split")
+    train = sorted({text for text, split in zip(texts, splits, strict=True) if text and split == "train"},
                    key=_number_or_text)
     if len(train) < 2:
         raise LabelError(f"column {task.columns[0]}: found {len(train)} classes in the training split, expected at "
@@ -108,24 +110,23 @@ def counts(task: Task, labels: np.ndarray) -> dict[str, int]:
 
 def _texts(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
     """n k of canonical texts; "" where unknown or where the task does not take the row's label."""
-    wanted = {column: canonical(value) for column, value in task.where.items()}
-    memory: dict[str, str] = {}
+    taken = np.ones(len(rows), bool)
+    if task.sources:
+        taken &= [source in task.sources for source in column_of(rows, "source")]
+    for name, value in task.where.items():
+        taken &= _canonical(cells_of(rows, name)) == canonical(value)
     texts = np.full((len(rows), len(task.columns)), "", dtype=object)
-    for i, row in enumerate(rows):
-        if _takes(task, wanted, row):
-            for j, column in enumerate(task.columns):
-                raw = row.columns.get(column, "")
-                if raw:
-                    if raw not in memory:
-                        memory[raw] = canonical(raw)
-                    texts[i, j] = memory[raw]
+    for j, name in enumerate(task.columns):
+        texts[taken, j] = _canonical(cells_of(rows, name))[taken]
     return texts
 
 
-def _takes(task: Task, wanted: Mapping[str, str], row: ManifestRow) -> bool:
-    if task.sources and row.source not in task.sources:
-        return False
-    return all(canonical(row.columns.get(column, "")) == value for column, value in wanted.items())
+def _canonical(raws: Sequence[str]) -> np.ndarray:
+    """n texts, each in its one spelling; those that say the same are one object."""
+    known = {raw: canonical(raw) if raw else "" for raw in dict.fromkeys(raws)}
+    texts = np.empty(len(raws), object)
+    texts[:] = [known[raw] for raw in raws]
+    return texts
 
 
 def _lookup(texts: np.ndarray, table: Mapping[str, float]) -> np.ndarray:

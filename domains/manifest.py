@@ -19,7 +19,7 @@ from typing import Literal
 
 from domains.folder_note import noted
 from domains.labels import canonical
-from domains.rows import Rows
+from domains.rows import Rows, column_of
 from domains.sample import ManifestRow
 
 SPLITS = ("train", "val", "test", "unlabelled")
@@ -296,18 +296,18 @@ def _refuse_unusable(rows: Sequence[ManifestRow], at: Sequence[int], filtered: d
     if absent:
         raise ManifestError(f"files.sources: found no row of {', '.join(absent)}. Expected names among "
                             f"{', '.join(sorted(sources))}.")
-    twice = [key for key, count in Counter(row.key for row in rows).items() if count > 1]
+    twice = [key for key, count in Counter(column_of(rows, "key")).items() if count > 1]
     if twice:
-        first = [number for number, row in zip(at, rows, strict=True) if row.key == twice[0]]
+        first = [number for number, key in zip(at, column_of(rows, "key"), strict=True) if key == twice[0]]
         raise ManifestError(f"paths: found {len(twice)} named more than once (first: rows "
                             f"{', '.join(map(str, first[:3]))}). "
                             "Expected one row per file. Remedy: join the rows, or narrow them with files.where.")
-    without = sum(not row.group for row in rows)
+    without = sum(not group for group in column_of(rows, "group"))
     if without:
         raise ManifestError(f"groups: found {without} of {len(rows)} rows without one. Expected the patient, scene or "
                             "object that a split must not cut. Remedy: fill the column, or set files.group_by to file, "
                             "folder or pattern if that is what a group is here.")
-    strange = Counter(row.split for row in rows if row.split and row.split not in SPLITS)
+    strange = Counter(split for split in column_of(rows, "split") if split and split not in SPLITS)
     if strange:
         shown = f"{len(strange)} other values" if files.pseudonymise else ", ".join(sorted(strange)[:5])
         raise ManifestError(f"splits: found {shown} in {sum(strange.values())} rows. Expected "

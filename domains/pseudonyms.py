@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from domains.publish import sync_folder
-from domains.rows import changed
+from domains.rows import changed, column_of
 from domains.sample import ManifestRow
 
 VARIABLE = "LACUNA_PSEUDONYM_KEY_FILE"
@@ -82,12 +82,10 @@ def code_of(stand_in: str) -> str:
 def hide(rows: Sequence[ManifestRow], key: Key) -> Sequence[ManifestRow]:
     """The rows with stand-ins for key and group. The path stays: the reading process needs it, and nothing else gets
     it."""
-    groups: dict[str, str] = {}
-    keys, stand_ins = [], []
-    for row in rows:
-        keys.append(key.of_file(row.key))
-        stand_ins.append(groups.get(row.group) or groups.setdefault(row.group, key.of_group(row.group)))
-    return changed(rows, key=keys, group=stand_ins)
+    names = column_of(rows, "group")
+    groups = {name: key.of_group(name) for name in dict.fromkeys(names)}
+    return changed(rows, key=[key.of_file(path) for path in column_of(rows, "key")],
+                   group=[groups[name] for name in names])
 
 
 def read_key(root: Path) -> Key:

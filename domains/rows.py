@@ -65,12 +65,30 @@ class Rows(Sequence[ManifestRow]):
     def __iter__(self) -> Iterator[ManifestRow]:
         return (self[i] for i in range(len(self)))
 
+    def column(self, name: str) -> list[str]:
+        """See `column_of`."""
+        return self._columns[name]
+
+    def cells(self, name: str) -> list[str]:
+        """See `cells_of`."""
+        return self._cells.get(name) or [""] * len(self)
+
     def changed(self, **columns: list[str]) -> Rows:
         """The same files with other keys, groups or splits; all else is shared with these."""
         other = Rows(self._folder, self._within)
         other._names, other._masks, other._cells = self._names, self._masks, self._cells
         other._columns = {**self._columns, **columns}
         return other
+
+
+def column_of(rows: Sequence[ManifestRow], name: str) -> Sequence[str]:
+    """`key`, `group`, `split` or `source` of all rows, without a row being made. Not to be written to."""
+    return rows.column(name) if isinstance(rows, Rows) else [getattr(row, name) for row in rows]
+
+
+def cells_of(rows: Sequence[ManifestRow], name: str) -> Sequence[str]:
+    """The same of another column of the manifest; empty texts where there is no such column."""
+    return rows.cells(name) if isinstance(rows, Rows) else [row.columns.get(name, "") for row in rows]
 
 
 def changed(rows: Sequence[ManifestRow], **columns: list[str]) -> Sequence[ManifestRow]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from domains import pseudonyms
-from domains.rows import changed
+from domains.rows import changed, column_of
 from domains.sample import ManifestRow, Task
 
 HELD = ("train", "val", "test")
@@ -92,29 +92,31 @@ def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Ta
     Raises:
         GroupCut: the manifest's own splits cut a group.
     """
-    assert_no_group_is_cut((row.group for row in rows), (row.split for row in rows))
+    groups, given = column_of(rows, "group"), column_of(rows, "split")
+    assert_no_group_is_cut(groups, given)
     units = units or {}
-    known = {row.group: row.split for row in rows if row.split in HELD}
-    of_unit = _given(rows, units)
+    known = {group: split for group, split in zip(groups, given, strict=True) if split in HELD}
+    of_unit = _given(groups, given, units)
     open_rows: dict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        unit = units.get(row.group, row.group)
-        if not row.split and row.group not in known and unit not in of_unit:
+    for i, (group, split) in enumerate(zip(groups, given, strict=True)):
+        unit = units.get(group, group)
+        if not split and group not in known and unit not in of_unit:
             open_rows[unit].append(i)
-    strata = _strata(rows, open_rows, tasks, labels)
+    strata = _strata(column_of(rows, "source"), open_rows, tasks, labels)
     order = sorted(open_rows, key=lambda unit: (strata[unit], _rank(unit, settings.seed), unit))
     of_unit.update(_deal(order, [len(open_rows[unit]) for unit in order], settings))
-    splits = [row.split or known.get(row.group) or of_unit[units.get(row.group, row.group)] for row in rows]
-    assert_no_group_is_cut((row.group for row in rows), splits)
+    splits = [split or known.get(group) or of_unit[units.get(group, group)]
+              for group, split in zip(groups, given, strict=True)]
+    assert_no_group_is_cut(groups, splits)
     return changed(rows, split=splits)
 
 
-def _given(rows: Sequence[ManifestRow], units: Mapping[str, str]) -> dict[str, str]:
+def _given(groups: Sequence[str], splits: Sequence[str], units: Mapping[str, str]) -> dict[str, str]:
     """Per unit the split that most of its rows come with."""
     tally: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        if row.split in HELD:
-            tally[units.get(row.group, row.group)][row.split] += 1
+    for group, split in zip(groups, splits, strict=True):
+        if split in HELD:
+            tally[units.get(group, group)][split] += 1
     return {unit: max(HELD, key=lambda split: counts[split]) for unit, counts in tally.items()}
 
 
@@ -134,11 +136,11 @@ def _deal(order: Sequence[str], sizes: Sequence[int], settings: Splits) -> dict[
     return dealt
 
 
-def _strata(rows: Sequence[ManifestRow], members: Mapping[str, Sequence[int]], tasks: Mapping[str, Task],
+def _strata(sources: Sequence[str], members: Mapping[str, Sequence[int]], tasks: Mapping[str, Task],
             labels: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
     """Per unit its source and, per task, what its rows say."""
     binned = {name: _bins(labels[name]) if task.kind == "regression" else labels[name] for name, task in tasks.items()}
-    return {group: (min(rows[i].source for i in of_group),
+    return {group: (min(sources[i] for i in of_group),
                     *(_signature(binned[name][list(of_group)], tasks[name]) for name in sorted(tasks)))
             for group, of_group in members.items()}
 

@@ -28,6 +28,7 @@ from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
 from domains.publish import folder_in_the_making, write_text
 from domains.quarantine import Limits, Outcome, Reader, fault, read_all
+from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
@@ -241,20 +242,20 @@ def probe(name: str, rows: Sequence[ManifestRow], reader: Reader, domain: Domain
         if sentence:
             raise IngestFailed(f"{f'source {source}: ' if source else ''}{sentence}")
     per_file = (time.monotonic() - first) / max(1, len(chosen) - 1)
-    of_source = Counter(row.source for row in rows)
+    of_source = Counter(column_of(rows, "source"))
     disk = sum(of_source[source] * float(np.mean(list(seen.values()))) for source, seen in sizes.items())
     _estimate(name, len(rows), per_file * len(rows), int(disk), peak * settings.limits.num_workers, target)
 
 
 def _probe_rows(rows: Sequence[ManifestRow]) -> list[ManifestRow]:
-    by_source: dict[str, list[ManifestRow]] = {}
-    for row in rows:
-        by_source.setdefault(row.source, []).append(row)
+    by_source: dict[str, list[int]] = {}
+    for i, source in enumerate(column_of(rows, "source")):
+        by_source.setdefault(source, []).append(i)
     chosen: list[ManifestRow] = []
     for source in sorted(by_source):
         of_source = by_source[source]
         picks = np.unique(np.linspace(0, len(of_source) - 1, min(PROBES_PER_SOURCE, len(of_source))).astype(int))
-        chosen += [of_source[i] for i in picks]
+        chosen += [rows[of_source[i]] for i in picks]
     return chosen[:MAX_PROBES]
 
 
@@ -313,13 +314,14 @@ def _join(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Manif
           folder: Path) -> tuple[Sequence[ManifestRow], Joined, Signed | None]:
     """Divide again where groups repeat each other: only what was read can tell. Returns the rows with their splits, and
     the signatures of all samples if it took them."""
-    ours = np.array([not row.split for row in manifest.rows], bool)[origins]
+    ours = np.array([not split for split in column_of(manifest.rows, "split")], bool)[origins]
     if settings.leaks == "report" or not ours.any():
         return rows, Joined(), None
     prepared = open_prepared(folder, check_reads=False)
     near = _near(settings, prepared.contract)
     signed = _signed(name, prepared) if near <= 1 else None
-    joined = joining.join(prepared, [rows[i].group for i in origins], ours, near, signed)
+    groups = column_of(rows, "group")
+    joined = joining.join(prepared, [groups[i] for i in origins], ours, near, signed)
     for sentence in joined.said():
         print(f"ingest {name}: {sentence}")
     if not joined.units:
@@ -327,7 +329,8 @@ def _join(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Manif
     rows, tasks, values = divide(manifest.rows, settings, joined.units)
     contracts.save(dataclasses.replace(prepared.contract, tasks=tasks), folder / "contract.json")
     del prepared  # it has read the index that is replaced now
-    replace_columns(folder, {"split": [rows[i].split for i in origins],
+    splits = column_of(rows, "split")
+    replace_columns(folder, {"split": [splits[i] for i in origins],
                              **{f"y.{task}": list(of_task[origins]) for task, of_task in values.items()}})
     return rows, joined, signed
 

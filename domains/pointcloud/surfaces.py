@@ -10,12 +10,17 @@ import numpy as np
 from domains.pointcloud.cloud import Cloud, Mesh
 from domains.sample import Refused
 
+AT_ONCE = 2**20
+"""Triangles whose areas are computed together, which takes some 200 bytes each."""
+
 
 def triangle_areas(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """T areas. A triangle with a non-finite corner has area 0, so that nothing is ever drawn from it."""
-    a, b, c = (vertices[triangles[:, i]] for i in range(3))
-    with np.errstate(invalid="ignore", over="ignore"):
-        areas = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+    areas = np.zeros(len(triangles))
+    for begin in range(0, len(triangles), AT_ONCE):
+        a, b, c = (vertices[triangles[begin:begin + AT_ONCE, i]] for i in range(3))
+        with np.errstate(invalid="ignore", over="ignore"):
+            areas[begin:begin + AT_ONCE] = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
     return np.where(np.isfinite(areas), areas, 0.0)
 
 
