@@ -137,17 +137,19 @@ def write_episodes(path: Path, ways: Mapping[str, Way]) -> None:
         for number in range(len(told.episodes["accuracy"]))])
 
 
-def write(folder: Path, answer: Answer) -> None:
-    """summary.txt, few_shot.csv, differences.csv, metrics.json and a picture."""
+def write(folder: Path, answer: Answer) -> str:
+    """summary.txt, few_shot.csv, differences.csv, metrics.json and a picture. Returns the text of the first."""
     folder.mkdir(parents=True, exist_ok=True)
     lines, gaps = answer.lines(), answer.differences()
     report.write_csv(folder / "few_shot.csv", lines)
     if gaps:
         report.write_csv(folder / "differences.csv", gaps)
     tables = "\n\n".join(text for text in (report.table(lines), report.table(gaps)) if text)
-    write_text(folder / "summary.txt", "\n".join([tables, "", *answer.sentences()]) + "\n")
+    said = "\n".join([tables, "", *answer.sentences()])
+    write_text(folder / "summary.txt", said + "\n")
     write_text(folder / "metrics.json", json.dumps(answer.flat(), indent=2) + "\n")
     draw(folder / PICTURE, answer)
+    return said
 
 
 def draw(path: Path, answer: Answer) -> bool:

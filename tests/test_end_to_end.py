@@ -78,6 +78,7 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
         run["resamples"] = 100
     for run in params["verdict"].values():
         run |= {"budgets": [0.5, 1.0], "seeds": [0, 1], "resamples": 100}
+        run["processes"] = 1  # what other processes load is noted nowhere
         run["tuning"] |= {"optimisation": {"steps": 2, "batch_size": 8, "betas": [0.9, 0.999]}, "validations": 1}
     return {**params, "adapt": ADAPTED}
 

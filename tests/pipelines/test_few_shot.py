@@ -59,6 +59,7 @@ def test_the_command_tells_both_ways_with_both_intervals(project, monkeypatch, c
     out = capsys.readouterr().out
     assert "artifacts/few_shot/films" in out and "tuned 96 of" in out
     reports = project / "reports/few_shot/films"
+    assert (reports / "summary.txt").read_text() in out
     lines = list(csv.DictReader((reports / "few_shot.csv").open()))
     assert [(one["way"], one["distance"], one["shots"]) for one in lines] == [
         (way, distance, shots) for way in ("scratch", "pretrained", "pretrained, tuned")
