@@ -12,14 +12,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import cosine_similarity, layer_norm, linear
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from models.adapters.seams import Places, added, note_places
 from models.adapters.surroundings import surround
 from models.encoder.projections import project
 from models.encoder.tokenizers import GroupTokenizer
-from models.encoder.transformer import Encoder
+from models.encoder.transformer import Encoder, fused_attention
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CellAttention(nn.Module):
         """tokens B V E, planes B W V V, space B V V -> B V E"""
         every = linear(layer_norm(tokens, tokens.shape[-1:]), self.to_qkv)[:, None]              # B 1 V 3A
         q, k, v = every.expand(-1, planes.shape[1], -1, -1).chunk(3, -1)
-        seen = scaled_dot_product_attention(q, k, v, attn_mask=planes)                          # B W V A
+        seen = fused_attention(q, k, v, planes)                          # B W V A
         pooled = mean_of(planes, tokens[:, None] + linear(seen, self.back))                     # B W V E
         trust = cosine_similarity(pooled, mean_of(space, tokens)[:, None], dim=-1).softmax(1)   # B W V
         return (trust[..., None] * pooled).sum(1)

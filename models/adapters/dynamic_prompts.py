@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import layer_norm, linear
 
 from models.adapters.prompts import Prompts, add_prompts, refuse_second_prompts
 from models.adapters.seams import added
 from models.adapters.surroundings import quick_gelu
-from models.encoder.transformer import Encoder
+from models.encoder.transformer import Encoder, fused_attention
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class AskedTokens(nn.Module):
         """Prompts as queries, class token and patches as keys and values. few B S+X+V R -> B X R"""
         query, key, value = linear(few, self.to_qkv).chunk(3, -1)
         seen = None if valid is None else _without(valid, where)[:, None]   # B 1 S+V
-        return scaled_dot_product_attention(query[:, where], _without(key, where), _without(value, where), seen)
+        return fused_attention(query[:, where], _without(key, where), _without(value, where), seen)
 
 
 class DynamicBlock(nn.Module):

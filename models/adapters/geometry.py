@@ -12,13 +12,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear
 
 from models.adapters.seams import Places, note_places
 from models.adapters.surroundings import surround
 from models.encoder.point_ops import farthest_point_sampling, nearest_neighbours
 from models.encoder.tokenizers import GroupTokenizer
-from models.encoder.transformer import Encoder
+from models.encoder.transformer import Encoder, fused_attention
 
 PROPAGATED = 3
 """A token is handed what the centres nearest to it say: three, as in PointNet++."""
@@ -62,7 +62,7 @@ class LocalAttention(nn.Module):
     def forward(self, near: Tensor, centre: Tensor) -> Tensor:
         """near B G K E, centre B G E -> B G E"""
         q, k, v = linear(layer_norm(near, near.shape[-1:]), self.to_qkv).chunk(3, -1)           # B G K A
-        seen = near + linear(scaled_dot_product_attention(q, k, v), self.back)
+        seen = near + linear(fused_attention(q, k, v, None), self.back)
         pooled = gelu(layer_norm(seen.amax(2), near.shape[-1:]))
         return pooled + self.centre_share * centre
 
