@@ -62,6 +62,13 @@ def floor(prepared: Prepared, task: str, settings: FloorSettings, test: Rows, ro
           seed: int = 0) -> Floor:
     """Fit on labelled training rows, choose on validation rows, predict the test rows of a task."""
     train, val = (prepared.rows(split=split, task=task) for split in ("train", "val"))
+    return floor_on(prepared, task, settings, (train, val, test), root, headline, seed)
+
+
+def floor_on(prepared: Prepared, task: str, settings: FloorSettings, parts: tuple[Rows, Rows, Rows], root: Path,
+             headline: str, seed: int = 0) -> Floor:
+    """The same with the rows to fit on, to choose on and to predict named, such as those of a fold."""
+    train, val, test = parts
     about = prepared.contract.tasks[task]
     rows = np.concatenate([train, val, test])
     x = features(prepared, settings, rows, train, root)

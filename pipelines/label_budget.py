@@ -24,11 +24,16 @@ def labelled_rows(prepared: Prepared, data: str, task: str, share: float = 1.0,
     if len(train) == 0 or len(val) == 0:
         raise ValueError(f"task {task} of {data}: found {len(train)} labelled training and "
                          f"{len(val)} labelled validation rows, expected some of both. Look at `lacuna describe`.")
-    if share < 1:
-        groups = np.array(prepared.column("group"))[train]
-        order = label_order(groups, prepared.labels(task)[train], seed)
-        train = train[np.isin(groups, order[:max(1, round(share * len(order)))])]
-    return train, val
+    return within_budget(prepared, task, train, share, seed), val
+
+
+def within_budget(prepared: Prepared, task: str, train: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Those of some labelled rows whose group lies in the budget: a share of their groups."""
+    if share >= 1:
+        return train
+    groups = np.array(prepared.column("group"))[train]
+    order = label_order(groups, prepared.labels(task)[train], seed)
+    return train[np.isin(groups, order[:max(1, round(share * len(order)))])]
 
 
 def label_order(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:

@@ -29,7 +29,7 @@ from pipelines.spool import Event, Refusal, reason
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 """The local store, under the project's root, ignored by git and DVC."""
-CHILD, PARENT = "stage", "pipeline"
+CHILD, PARENT, PART = "stage", "pipeline", "cell"
 """Values of the tag `lacuna.role`."""
 SERVER_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -122,7 +122,7 @@ class Server:
 
         ways: dict[str, Callable[[Event], None]] = {
             "open": self._open, "metrics": self._metrics, "tags": self._tags, "artifact": self._artifact,
-            "model": self._model, "end": self._end}
+            "model": self._model, "child": self._child, "end": self._end}
         try:
             ways[event["op"]](event)
         except MlflowException as error:
@@ -249,6 +249,19 @@ class Server:
             raise Refusal(f"{Path(event['file']).name} is gone")
         self.client.log_artifact(self.opened["run_id"], event["file"], event["folder"])
 
+    def _child(self, event: Event) -> None:
+        """A finished part of the run, as a run below it; found again by its key when the event comes twice."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, experiment = self.client, self.opened["experiment_id"]
+        run = self._find(experiment, f"tags.`lacuna.run` = '{event['key']}'") or client.create_run(
+            experiment, start_time=event["started"], run_name=event["name"], tags={
+                "mlflow.parentRunId": self.opened["run_id"], "lacuna.run": event["key"], "lacuna.role": PART})
+        params, tags = ([make(key, text) for key, text in event[kind].items()]
+                        for kind, make in (("params", Param), ("tags", RunTag)))
+        client.log_batch(run.info.run_id, [Metric(*point) for point in event["points"]], params, tags)
+        client.set_terminated(run.info.run_id, "FINISHED", end_time=event["time"])
+
     def _end(self, event: Event) -> None:
         """Close the run and its parent; a parent that saw a stage fail stays failed, whatever comes after."""
         client, parent = self.client, self.opened["parent_run_id"]
@@ -323,8 +336,7 @@ class Server:
         ours = self.client.search_experiments(filter_string="name LIKE 'lacuna/%'")
         experiments = {experiment.experiment_id: experiment.name for experiment in ours}
         text = f"tags.`lacuna.role` = '{CHILD}'" + (f" and tags.`lacuna.stage` = '{stage}'" if stage else "")
-        found: list[Any] = []
-        token = None
+        found, token = list[Any](), None
         while experiments:
             page = self.client.search_runs(list(experiments), text, max_results=1000, page_token=token)
             found, token = found + list(page), page.token

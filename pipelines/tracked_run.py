@@ -6,6 +6,7 @@ Whatever a server does, reports/<stage>/<name>/ holds metrics.jsonl (every numbe
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -99,6 +100,24 @@ class Run:
         """Set a tag whose key begins with one of loggable.TAG_SPACES."""
         name, text = loggable.tag(key, value)
         self._send({"op": "tags", "values": {name: text}})
+
+    @_never_raises
+    def child(self, name: str, settings: Mapping[str, Any], values: Mapping[str, Any], seconds: float,
+              tags: Mapping[str, str]) -> None:
+        """A finished part of this run, shown as a run below it.
+
+        Args:
+            name: what tells it from the other parts of this run; the same name again is the same part.
+            settings: logged as its parameters.
+            values: numbers of it.
+            seconds: how long it took.
+        """
+        ended = int(time.time() * 1000)
+        self._send({"op": "child", "key": hashlib.sha256(f"{self.key} {name}".encode()).hexdigest()[:32], "name": name,
+                    "params": loggable.parameters(settings, self.report.parents[2].resolve()),
+                    "points": [[*loggable.metric(key, value), ended, 0] for key, value in values.items()],
+                    "tags": dict(loggable.tag(key, value) for key, value in tags.items()),
+                    "started": ended - int(seconds * 1000), "time": ended})
 
     @_never_raises
     def model(self, folder: Path, name: str, metrics: Mapping[str, float] | None = None,

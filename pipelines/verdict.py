@@ -7,34 +7,42 @@ scored on the same test rows. Cells are kept, so that a killed verdict goes on a
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm  # type: ignore[import-untyped]
 
-from domains.publish import folder_in_the_making, write_bytes, write_text
+from domains.publish import folder_in_the_making, write_bytes
 from domains.splits import assert_no_group_is_cut, pseudonyms_of
 from domains.store import Prepared, open_prepared
-from pipelines import metrics, tracking, verdict_report
-from pipelines.cells import Cell, Told, code_of, compute, known, npy, place
+from pipelines import metrics, report, tracking, verdict_report
+from pipelines.cells import (
+    LEAST_FOLDS,
+    LONGER,
+    SCRATCH,
+    Cell,
+    Told,
+    all_labelled,
+    code_of,
+    compute_all,
+    compute_in_processes,
+    known,
+    npy,
+    place,
+)
 from pipelines.checkpoints import is_scratch
 from pipelines.evaluate import Leak, groups_seen
 from pipelines.finetune import resolve_start
 from pipelines.finetune_settings import FinetuneRun
 from pipelines.floor_features import FloorSettings
-from pipelines.floors import floor
-from pipelines.label_efficiency import Curve, Worth, gains, worth
 from pipelines.settings import build, plain
-from pipelines.side_by_side import environment_of
 from pipelines.starts import Start
-from pipelines.uncertainty import Estimate, Spread, estimates, spread
-from pipelines.verdict_report import Answer, Way
+from pipelines.tracked_run import Run
+from pipelines.verdict_answer import answer_of, line_of
+from pipelines.verdict_report import Answer
 
-SCRATCH, LONGER = "scratch", "scratch, longer"
 CELLS = ".work/verdict"
 """Where cells are kept, by project: outside what DVC deletes before a stage."""
 
@@ -86,6 +94,10 @@ class VerdictRun:
     """Shares of the labelled training groups, rising; the last is 1."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each cell is trained once per seed, which also draws the groups of its budget."""
+    folds: int = 0
+    """For few groups: every seed draws so many folds over all labelled groups, of any split; each fold is predicted by
+    models trained on the others, so that every labelled row is tested once per seed. 0: the data's own split. Takes
+    folds times as many trainings, and arms that were pretrained on none of these groups."""
     longer: int = 0
     """Times as many steps for one more arm from scratch, which spends on labels what the others spent on pretraining.
     0: no such arm."""
@@ -113,6 +125,9 @@ class VerdictRun:
         if self.longer == 1 or self.longer < 0 or self.processes < 1:
             raise ValueError(f"longer: found {self.longer}, expected 0 or at least 2; processes: found "
                              f"{self.processes}, expected at least 1.")
+        if self.folds and self.folds < LEAST_FOLDS:
+            raise ValueError(f"folds: found {self.folds}, expected 0 or at least {LEAST_FOLDS}: one to test on, one to "
+                             "choose by, the others to learn from.")
         if self.headline and self.headline not in metrics.METRICS:
             raise ValueError(f"headline: found {self.headline!r}, expected one of {', '.join(metrics.METRICS)}.")
 
@@ -131,21 +146,29 @@ def run(name: str, settings: VerdictRun, root: Path, share: tuple[int, int] | No
     whole = next(iter(runs.values()))
     starts = {arm: resolve_start(dataclasses.replace(whole, start=start), prepared.contract, root)
               for arm, start in settings.arms.starts.items()}
-    refuse_leaks(prepared, settings, starts)
+    refuse_leaks(prepared, settings, starts, root)
     cells = plan(settings, runs)
-    folders = _places(cells, settings, prepared, starts, root)
+    code = code_of(settings.domain)
+    folders = {cell: place(root / CELLS, cell, prepared, _start_of(cell, starts), code) for cell in cells}
     if share is not None:
         mine = cells[share[0]::share[1]]
-        _train(mine, folders, prepared, starts, f"{name} {share[0] + 1}/{share[1]}")
+        compute_all(mine, folders, prepared, lambda cell: _start_of(cell, starts), f"{name} {share[0] + 1}/{share[1]}")
         return {"cells": len(mine)}
     inputs = {f"data/prepared/{settings.data}": prepared.digest, **dict.fromkeys(settings.arms.starts.values())}
+    kept = {cell for cell in cells if known(folders[cell]) is not None}
+    lines: dict[Cell, dict[str, Any]] = {}
     with tracking.open_run(stage="verdict", name=name, root=root, settings=plain(settings), domain=settings.domain,
                            inputs=inputs) as tracked:
-        if settings.processes > 1:
-            _in_processes(name, settings.processes, root)
-        told = _train(cells, folders, prepared, starts, name)
+
+        def done(cell: Cell, one: Told) -> None:
+            lines[cell] = line_of(cell, one, settings, prepared)
+            _track(tracked, cell, one, lines[cell], cell in kept)
+
+        if settings.processes > 1 and len(kept) < len(cells):
+            compute_in_processes(name, settings.processes, root)
+        told = compute_all(cells, folders, prepared, lambda cell: _start_of(cell, starts), name, done)
         answer = answer_of(name, settings, prepared, told, root, starts)
-        _publish(answer, told, root, tracked)
+        _publish(answer, told, [lines[cell] for cell in told], root, tracked)
     return answer.headlines()
 
 
@@ -182,157 +205,96 @@ def tunings(name: str, settings: VerdictRun) -> dict[str, FinetuneRun]:
 def plan(settings: VerdictRun, runs: dict[str, FinetuneRun]) -> list[Cell]:
     """Every cell, small budgets first, so that a look at an unfinished verdict shows whole curves."""
     whole = next(iter(runs.values()))
-    ways = [(SCRATCH, dataclasses.replace(whole, arms=("scratch",)))]
+    first = next(iter(runs))
+    ways = [(SCRATCH, first, dataclasses.replace(whole, arms=("scratch",)))]
     if settings.longer:
         steps = settings.longer * whole.optimisation.steps
-        ways.append((LONGER, dataclasses.replace(
+        ways.append((LONGER, first, dataclasses.replace(
             whole, arms=("scratch",), optimisation=dataclasses.replace(whole.optimisation, steps=steps))))
     for arm, start in settings.arms.starts.items():
-        ways += [(f"{arm} {adaptation}", dataclasses.replace(run, arms=("pretrained",), start=start))
+        ways += [(arm, adaptation, dataclasses.replace(run, arms=("pretrained",), start=start))
                  for adaptation, run in runs.items()]
-    return [Cell(way, budget, seed, dataclasses.replace(run, label_share=budget, label_seed=seed, seeds=(seed,)))
-            for budget in settings.budgets for seed in settings.seeds for way, run in ways]
+    return [Cell(arm, adaptation, budget, seed,
+                 dataclasses.replace(run, label_share=budget, label_seed=seed, seeds=(seed,)), settings.folds, fold)
+            for budget in settings.budgets for seed in settings.seeds for fold in range(max(1, settings.folds))
+            for arm, adaptation, run in ways]
 
 
-def refuse_leaks(prepared: Prepared, settings: VerdictRun, starts: dict[str, Start]) -> None:
-    """Nothing that is tuned or tested on may have been pretrained on. Raises GroupCut or Leak before anything is spent.
+def refuse_leaks(prepared: Prepared, settings: VerdictRun, starts: dict[str, Start], root: Path) -> None:
+    """Nothing that is chosen by or tested on may have been pretrained on, under this name or another.
+
+    Raises:
+        GroupCut, Leak: before anything is spent.
     """
     assert_no_group_is_cut(prepared.column("group"), prepared.column("split"))
     column = prepared.column("group")
-    held = {str(column[row]) for row in prepared.rows(split=["val", "test"])}
+    rows = prepared.rows(split=["val", "test"])
+    what, remedy = "validation and test groups", ("pretrain again with the present splits, or move these groups to "
+                                                  "train.")
+    if settings.folds:
+        rows = np.union1d(rows, all_labelled(prepared, settings.task))
+        what, remedy = "groups of the folds", ("with folds every labelled group is tested, so pretrain on rows without "
+                                               "a label alone (`sources` of the pretrain run), or leave `folds` out.")
+    held = {str(column[row]) for row in rows}
     for arm, start in starts.items():
         seen = groups_seen(start.record, held)
         if seen:
-            raise Leak(f"leak: found {len(seen)} of {len(held)} validation and test groups in what arm {arm} "
-                       f"({settings.arms.starts[arm]}) was pretrained on "
-                       f"({pseudonyms_of(seen)}), expected none. Remedy: pretrain again "
-                       "with the present splits, or move these groups to train.")
+            raise Leak(f"leak: found {len(seen)} of {len(held)} {what} in what arm {arm} "
+                       f"({settings.arms.starts[arm]}) was pretrained on ({pseudonyms_of(seen)}), expected none. "
+                       f"Remedy: {remedy}")
+        copies = copies_seen(prepared, rows, start, root)
+        if copies:
+            raise Leak(f"leak: found {copies} of {len(rows)} samples that are tested on or chosen by, byte for byte, "
+                       f"in what arm {arm} ({settings.arms.starts[arm]}) was pretrained on, under another group's "
+                       "name, expected none. Remedy: ingest both with one manifest, so that a repeat is seen; then "
+                       "pretrain again.")
         if start.provenance():  # imported, or trained on since they were
             print(f"arm {arm}: imported weights do not say what they have seen; whether it was a test group of yours "
                   "cannot be checked.")
 
 
-# ---- cells ----
-
-def _places(cells: list[Cell], settings: VerdictRun, prepared: Prepared, starts: dict[str, Start],
-            root: Path) -> dict[Cell, Path]:
-    code = code_of(settings.domain)
-    return {cell: place(root / CELLS, cell, prepared, _start_of(cell, starts), code) for cell in cells}
+def copies_seen(prepared: Prepared, rows: np.ndarray, start: Start, root: Path) -> int:
+    """How many of these samples a start was pretrained on, whatever they were called there; 0 where the data that it
+    was pretrained on is not here any more."""
+    made_of = start.record.get("provenance", {})
+    folder = root / "data/prepared" / str(made_of.get("data", ""))
+    if not made_of.get("data_digest") or not (folder / "index.parquet").is_file():
+        return 0
+    other = open_prepared(folder)
+    if other.digest != made_of["data_digest"]:
+        return 0
+    groups, hashes = other.column("group"), other.column("sha256")
+    seen = set(groups_seen(start.record, {str(group) for group in groups}))
+    learnt = {hashes[row] for row in other.pool() if str(groups[row]) in seen}
+    own = prepared.column("sha256")
+    return sum(own[row] in learnt for row in rows)
 
 
 def _start_of(cell: Cell, starts: dict[str, Start]) -> Start:
     """Its arm's; an arm from scratch takes the shape of own pretraining."""
-    return starts.get(cell.way.split(" ")[0], starts["pretrained"])
+    return starts.get(cell.arm, starts["pretrained"])
 
 
-def _train(cells: list[Cell], folders: dict[Cell, Path], prepared: Prepared, starts: dict[str, Start],
-           title: str) -> dict[Cell, Told]:
-    """What every cell says, in order; those that are missing are trained."""
-    found = {cell: known(folders[cell]) for cell in cells}
-    missing = [cell for cell, told in found.items() if told is None]
-    if len(missing) < len(cells):
-        print(f"verdict {title}: {len(cells) - len(missing)} of {len(cells)} cells are there already")
-    for cell in tqdm(missing, desc=f"verdict {title}", unit="cell", leave=False,
-                     mininterval=0.5 if sys.stderr.isatty() else 30):
-        found[cell] = compute(cell, folders[cell], prepared, _start_of(cell, starts))
-    return {cell: told for cell, told in found.items() if told is not None}
+def _track(tracked: Run, cell: Cell, told: Told, line: dict[str, Any], kept: bool) -> None:
+    """A run of its own in the tracking server, below the verdict's."""
+    settings = {"arm": cell.arm, "adaptation": cell.adaptation, "budget": cell.budget, "seed": cell.seed,
+                **({"fold": cell.fold} if cell.folds else {}), "learning_rate": told.numbers["learning_rate"],
+                "steps": told.numbers["steps"]}
+    numbers = {key: value for key, value in line.items()
+               if key not in settings and isinstance(value, int | float) and math.isfinite(value)}
+    tracked.child(cell.name, settings, numbers, told.numbers["seconds"], {"lacuna.kept": str(kept).lower()})
 
 
-def _in_processes(name: str, count: int, root: Path) -> None:
-    """Train shares of the cells in processes of their own; what one leaves behind is trained here afterwards."""
-    children = [subprocess.Popen([sys.executable, "-P", "-m", "lacuna", "verdict", name, "--cells", f"{i}/{count}"],
-                                 cwd=root, env={**environment_of(i, count), "LACUNA_TRACKING": "off"})
-                for i in range(count)]
-    failed = [child.args for child in children if child.wait() != 0]
-    if failed:
-        print(f"verdict {name}: {len(failed)} of {count} processes ended early; their cells are trained here.")
-
-
-# ---- answers ----
-
-def answer_of(name: str, settings: VerdictRun, prepared: Prepared, told: dict[Cell, Told], root: Path,
-              starts: dict[str, Start]) -> Answer:
-    """Scores of every way and budget, differences from scratch, worth in labels, floors."""
-    task = prepared.contract.tasks[settings.task]
-    rows = prepared.rows(split="test", task=settings.task)
-    labels, column = prepared.labels(settings.task)[rows], prepared.column("group")
-    groups = [str(column[row]) for row in rows]
-    headline = settings.headline or metrics.HEADLINE[task.kind]
-
-    def scored(predicted: np.ndarray) -> Spread:
-        return spread(task.kind, labels, predicted, groups, settings.resamples)
-
-    names = list(dict.fromkeys(cell.way for cell in told))
-    sign = 1.0 if metrics.METRICS[headline].higher_is_better else -1.0
-    curves: dict[str, Curve] = {}
-    ways: dict[str, Way] = {}
-    num_groups = 0
-    for way in names:
-        spreads, sizes, shown = [], [], []
-        for budget in settings.budgets:
-            own = [(cell, one) for cell, one in told.items() if (cell.way, cell.budget) == (way, budget)]
-            one = scored(np.stack([each.predicted for _, each in own]))
-            num_groups = one.num_groups
-            spreads.append(one)
-            sizes.append(round(float(np.mean([each.numbers["groups"] for _, each in own]))))
-            shown.append(estimates(one)[headline])
-        curves[way] = Curve(tuple(sign * one.metrics[headline] for one in spreads), tuple(sizes))
-        ways[way] = _way(way, settings, told, tuple(shown), tuple(sizes))
-    found = gains(curves, SCRATCH, num_groups)
-    worths: dict[str, Worth | None] = {way: worth(curves[way], curves[SCRATCH]) for way in found}
-    floors: dict[str, Estimate] = {}
-    for asked in settings.floors:
-        simple = floor(prepared, settings.task, asked, rows, root, headline, 0)
-        floors[f"{asked.kind} ({simple.model})"] = estimates(scored(simple.predicted[None]))[headline]
-    pool = starts["pretrained"].record.get("provenance", {})
-    return Answer(name=name, kind=prepared.contract.kind, headline=headline, num_groups=num_groups,
-                  num_rows=len(rows), ways=ways, gains=found, worths=worths, floors=floors,
-                  pretrained_on=int(pool.get("samples", 0)), comparisons=len(found), seeds=len(settings.seeds),
-                  recipe=_recipe(name, settings, told), watts=settings.watts)
-
-
-def _way(way: str, settings: VerdictRun, told: dict[Cell, Told], scores: tuple[Estimate, ...],
-         sizes: tuple[int, ...]) -> Way:
-    own = [(cell, one) for cell, one in told.items() if cell.way == way]
-    last = [one for cell, one in own if cell.budget == settings.budgets[-1]]
-    numbers = last[0].numbers
-    return Way(scores=scores, groups=sizes, seconds=float(sum(one.numbers["seconds"] for _, one in own)),
-               steps=int(numbers["steps"]), trained=int(numbers["trained"]), weights=int(numbers["weights"]),
-               val_loss=float(np.mean([one.numbers["val_loss"] for one in last])))
-
-
-def _recipe(name: str, settings: VerdictRun, told: dict[Cell, Told]) -> tuple[str, dict[str, Any]]:
-    """The way with the lowest mean validation loss on all labels, and its paragraph for params.yaml. Chosen by
-    validation rows: one chosen by its test score would no longer be tested."""
-    losses: dict[str, list[float]] = {}
-    rates: dict[str, list[float]] = {}
-    runs: dict[str, FinetuneRun] = {}
-    for cell, one in told.items():
-        if cell.budget == settings.budgets[-1]:
-            losses.setdefault(cell.way, []).append(one.numbers["val_loss"])
-            rates.setdefault(cell.way, []).append(one.numbers["learning_rate"])
-            runs[cell.way] = cell.run
-    best = min(losses, key=lambda way: float(np.mean(losses[way])))
-    run = dataclasses.replace(runs[best], seeds=settings.seeds, label_share=1.0, label_seed=0,
-                              grid=tuple(sorted(set(rates[best]))))
-    default = plain(FinetuneRun(domain=run.domain, data="", task="", start=run.start))
-    kept = ("domain", "start")
-    paragraph = {key: value for key, value in plain(run).items() if value != default.get(key) or key in kept}
-    return best, {name: paragraph}
-
-
-def _publish(answer: Answer, told: dict[Cell, Told], root: Path, tracked: Any) -> None:
-    """Predictions of every cell, and the report."""
+def _publish(answer: Answer, told: dict[Cell, Told], lines: list[dict[str, Any]], root: Path, tracked: Run) -> None:
+    """Predictions of every cell, and the report. Time stands in the report alone: equal work leaves equal artifacts."""
     with folder_in_the_making(root / "artifacts/verdict" / answer.name) as making:
-        lines = ["way,budget,seed,learning_rate,val_loss,groups,seconds"]
-        for number, (cell, each) in enumerate(told.items()):
-            one = each.numbers
-            lines.append(f"{cell.way.replace(',', '')},{cell.budget:g},{cell.seed},{one['learning_rate']:g},"
-                         f"{one['val_loss']:.6g},{one['groups']},{one['seconds']:.1f}")
+        for number, each in enumerate(told.values()):
             write_bytes(making / f"cell-{number:04d}.npy", npy(each.predicted))
-        write_text(making / "cells.csv", "\n".join(lines) + "\n")
+        report.write_csv(making / "cells.csv", [{key: value for key, value in line.items() if key != "seconds"}
+                                                for line in lines])
     reports = root / "reports/verdict" / answer.name
     reports.mkdir(parents=True, exist_ok=True)
+    report.write_csv(reports / "cells.csv", lines)
     verdict_report.write(reports, answer)
     tracked.metrics(answer.flat())
     tracked.picture(reports / "curves.png")

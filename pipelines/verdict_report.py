@@ -52,10 +52,13 @@ class Answer:
     gains: Mapping[str, Gain]
     worths: Mapping[str, Worth | None]
     floors: Mapping[str, Estimate]
+    ahead: Mapping[str, Gain]
+    """How far the recipe's way is ahead of each floor, with all labels."""
     pretrained_on: int
     """Samples that own pretraining has seen; 0: not known."""
     comparisons: int
     seeds: int
+    folds: int
     recipe: tuple[str, dict[str, Any]]
     watts: float
 
@@ -95,6 +98,19 @@ class Answer:
         """All, the one that the verdict is about first."""
         return [self.sentence(way) for way in sorted(self.gains, key=lambda way: not way.startswith("pretrained"))]
 
+    def warnings(self) -> list[str]:
+        """A floor that the models are not shown to beat is said as loudly as the answer: what it sees may be all that
+        they use."""
+        said = []
+        for name, ahead in self.ahead.items():
+            if ahead.verdict not in ("no difference", "hurt"):
+                continue
+            level = "is better than" if ahead.verdict == "hurt" else "is as good as"
+            said.append(f"beware: the floor {name} {level} the models ({self.title} {self.floors[name].text()}; "
+                        f"{self.recipe[0]} is ahead of it by {_interval(ahead)}). What it sees may be all that they "
+                        "use; a gain by pretraining then says nothing of the rest.")
+        return said
+
     def rows(self) -> list[dict[str, Any]]:
         """The table: a line per way, a column per budget."""
         lines: list[dict[str, Any]] = []
@@ -109,12 +125,14 @@ class Answer:
                 line["kWh"] = round(way.seconds * self.watts / 3.6e6, 4)
             lines.append(line)
         last = f"{next(iter(self.ways.values())).groups[-1]} groups"
-        lines += [{"way": f"floor: {name}", last: score.text()} for name, score in self.floors.items()]
+        lines += [{"way": f"floor: {name}", last: score.text(), "recipe minus floor": _interval(self.ahead[name])}
+                  for name, score in self.floors.items()]
         return lines
 
     def headlines(self) -> dict[str, Any]:
         """What the command line prints."""
         return {"test groups": self.num_groups, **{f"verdict {i + 1}": text for i, text in enumerate(self.sentences())},
+                **{f"floor {i + 1}": text for i, text in enumerate(self.warnings())},
                 "recipe": f"{self.recipe[0]} (reports/verdict/{self.name}/recipe.yaml)"}
 
     def flat(self) -> dict[str, float]:
@@ -127,6 +145,8 @@ class Answer:
         for name, gain in self.gains.items():
             ends = {"": gain.value, ".low": gain.low, ".high": gain.high}
             found |= {f"{name}.gain{end}": value for end, value in ends.items() if value is not None}
+        found |= {f"floor.{name.partition(' ')[0]}.{self.headline}": score.value
+                  for name, score in self.floors.items() if score.value is not None}
         return found
 
 
@@ -139,7 +159,7 @@ def _interval(gain: Gain) -> str:
 def write(folder: Path, answer: Answer) -> None:
     """summary.txt, table.csv, verdict.json, recipe.yaml, curves.png and report.html."""
     rows = answer.rows()
-    text = "\n".join(answer.sentences())
+    text = "\n".join([*answer.sentences(), *answer.warnings()])
     way, paragraph = answer.recipe
     recipe = (f"# {way}: the lowest validation loss with all labels. For params.yaml, under `finetune`.\n"
               + yaml.safe_dump(paragraph, sort_keys=False))
@@ -197,7 +217,7 @@ def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path
     if picture is not None:
         content = base64.b64encode(picture.read_bytes()).decode()
         image = f'<img alt="scores over budgets of labels" src="data:image/png;base64,{content}">'
-    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in answer.sentences())
+    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in [*answer.sentences(), *answer.warnings()])
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>verdict {html.escape(answer.name)}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}}
