@@ -8,6 +8,7 @@ Legend: n test rows, K outputs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import subprocess
@@ -132,8 +133,8 @@ def place(home: Path, cell: Cell, prepared: Prepared, start: Start, code: str) -
     shape of a start and not its weights."""
     weights = start.record.get("weights_sha256", "") if cell.run.arms == ("pretrained",) else ""
     run = dataclasses.replace(cell.run, start="")
-    folds = (cell.folds, cell.fold) if cell.folds else ()
-    return home / fingerprint(run, start.encoder, start.contract, weights, prepared.digest, code, *folds)
+    fold = [hashlib.sha256(part.tobytes()).hexdigest() for part in rows_of(cell, prepared)] if cell.folds else []
+    return home / fingerprint(run, start.encoder, start.contract, weights, prepared.digest, code, *fold)
 
 
 def known(folder: Path) -> Told | None:

@@ -200,11 +200,20 @@ def curves(path: Path, answer: Answer) -> bool:
     axes.minorticks_off()
     axes.set_xlabel(f"labelled training groups (usually {UNITS[answer.kind]})")
     axes.set_ylabel(answer.title)
-    axes.set_title(f"{answer.name}: {answer.num_groups} test groups, {answer.seeds} seeds, 95 % over test groups",
+    over = f"groups in {answer.folds} folds" if answer.folds else "test groups"
+    axes.set_title(f"{answer.name}: {answer.num_groups} {over}, {answer.seeds} seeds, 95 % over test groups",
                    fontsize=10)
     axes.grid(color="0.9")
     axes.legend(fontsize=8)
     return report.save_figure(figure, path)
+
+
+def _tested(answer: Answer) -> str:
+    if not answer.folds:
+        return ""
+    return (f"Each seed draws {answer.folds} folds over all labelled groups: every row is predicted by models that "
+            "learnt from other folds, and scored once per seed. Models of different folds share much of what they "
+            "learnt from, which the intervals do not know. ")
 
 
 def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path | None) -> str:
@@ -229,7 +238,8 @@ pre{{background:#f5f5f5;padding:1rem;overflow:auto}}</style></head><body>
 <table><thead><tr>{head}</tr></thead><tbody>
 {body}</tbody></table>
 <p>Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a smaller budget
-being part of a larger one. Differences are averaged over budgets; their intervals hold the choice of test groups and
+being part of a larger one. {_tested(answer)}Differences are averaged over budgets; their intervals hold the choice of
+test groups and
 the spread between seeds, and are right together with 95 % over {answer.comparisons} comparisons. The recipe was chosen
 on validation rows.</p>
 <h2>Recipe</h2><pre>{html.escape(recipe)}</pre>

@@ -103,6 +103,38 @@ def test_a_stage_is_a_child_run_with_parameters_tags_inputs_and_curves(root: Pat
     assert parent.info.status == "FINISHED" and parent.data.tags["lacuna.role"] == "pipeline"
 
 
+def test_a_part_of_a_run_is_a_run_below_it_and_comes_later_where_the_server_is_down(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(name: str) -> None:
+        with tracking.open_run(stage="verdict", name=name, root=root, settings={}, domain="medical") as run:
+            for _ in range(2):  # the same part again is the same part
+                run.child("scratch, seed 0", {"arm": "scratch", "seed": 0}, {"val_loss": 0.5}, 2.0,
+                          {"lacuna.kept": "false"})
+
+    def parts(parent: str) -> list[Any]:
+        experiment = _client(root).get_experiment_by_name("lacuna/medical").experiment_id
+        found: list[Any] = _client(root).search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+        return found
+
+    told("up")
+    (part,) = parts(_record(root, "verdict", "up")["run_id"])
+    assert part.info.run_name == "scratch, seed 0" and part.info.status == "FINISHED"
+    assert part.data.params == {"arm": "scratch", "seed": "0"} and part.data.metrics == {"val_loss": 0.5}
+    assert part.data.tags["lacuna.role"] == "cell" and part.info.end_time - part.info.start_time == 2000
+    monkeypatch.setattr(tracking, "FAILING_PATIENCE", 0.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    told("down")
+    assert _record(root, "verdict", "down")["tracking"] == "spooled"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.sync(root) == (1, 0)
+    (late,) = [run for run in tracking.search(root) if run["tags"]["lacuna.name"] == "down"]
+    assert [part.info.run_name for part in parts(late["run_id"])] == ["scratch, seed 0"]
+
+
 def test_a_damaged_lock_file_costs_a_sentence_and_not_the_stage(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from pipelines import finetune, pretrain, verdict
+from domains.store import open_prepared, replace_columns
+from pipelines import cli, finetune, pretrain, verdict
 from pipelines.evaluate import Leak
 from pipelines.finetune_settings import FinetuneRun
-from pipelines.pretrain import PretrainRun
-from pipelines.settings import SettingsError, build
+from pipelines.pretrain import PretrainRun, group_hashes
+from pipelines.settings import SettingsError, build, plain
+from pipelines.tracked_run import Run
 from pipelines.verdict import VerdictRun
-from tests.fabricate import pretrain_settings, pretrained
+from tests.fabricate import prepare, pretrain_settings, pretrained
 
 pytestmark = pytest.mark.usefixtures("no_tracking")
 
@@ -64,6 +72,8 @@ def test_every_way_is_answered_for_and_cells_are_kept(project, monkeypatch):
         assert name in summary and name in page
     assert "pretraining on your" in headlines["verdict 1"]
     assert (reports / "curves.png").stat().st_size > 10_000 and "data:image/png;base64," in page
+    # what is labelled here is brightness, which the floor sees
+    assert "beware: the floor intensity" in headlines["floor 1"] and headlines["floor 1"] in summary
     ways.clear()
     assert verdict.run("xray", both, project) == headlines
     assert not ways
@@ -111,8 +121,6 @@ def test_an_arm_that_has_seen_a_test_group_is_refused_before_anything_is_trained
     record = project / "artifacts/pretrain/xray/checkpoint.json"
     before = record.read_text()
     told = json.loads(before)
-    from domains.store import open_prepared
-    from pipelines.pretrain import group_hashes
     prepared = open_prepared(project / "data/prepared/xray")
     told["pool_groups"] += group_hashes(prepared, prepared.rows(split="test")[:1])
     record.write_text(json.dumps(told))
@@ -123,6 +131,123 @@ def test_an_arm_that_has_seen_a_test_group_is_refused_before_anything_is_trained
     finally:
         record.write_text(before)
     assert not ways
+
+
+def test_a_tested_sample_that_was_pretrained_on_under_another_name_is_refused(project):
+    folder = project / "data/prepared/renamed"
+    prepare(folder, "xray", 144)
+    groups = open_prepared(folder).column("group")
+    replace_columns(folder, {"group": [f"other-{group}" for group in groups], "split": ["unlabelled"] * len(groups)})
+    paragraph = pretrain_settings("xray", steps=2)
+    pretrain.run("renamed", build(PretrainRun, {**paragraph, "data": "renamed"}, "pretrain.test"), project)
+    arms = {"pretrained": "artifacts/pretrain/xray", "other": "artifacts/pretrain/renamed"}
+    with pytest.raises(Leak, match="byte for byte, in what arm other"):
+        verdict.run("renamed", asked(arms=arms), project)
+
+
+class Heard:
+    """Tracking that only remembers what it is sent."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def open_run(self, *, stage: str, name: str, root: Path, **about: Any) -> Iterator[Run]:
+        yield Run({"key": "k"}, root / "reports" / stage / name, self.events.append)
+
+    def cells(self) -> list[dict[str, Any]]:
+        found = [event for event in self.events if event["op"] == "child"]
+        self.events.clear()
+        return found
+
+
+def test_every_cell_is_a_run_below_the_verdicts_also_one_that_was_kept(project, monkeypatch):
+    heard = Heard()
+    monkeypatch.setattr(verdict.tracking, "open_run", heard.open_run)
+    run = asked(tuning={**asked().tuning, "grid": [4e-3]})
+    verdict.run("told", run, project)
+    cells = heard.cells()
+    assert len({cell["key"] for cell in cells}) == len({cell["name"] for cell in cells}) == 8
+    assert {cell["tags"]["lacuna.kept"] for cell in cells} == {"false"}
+    scratch = next(cell for cell in cells if cell["name"] == "scratch, 0.25 of the labels, seed 1")
+    assert scratch["params"] | {"arm": "scratch", "adaptation": "full", "budget": "0.25", "seed": "1"} \
+        == scratch["params"]
+    numbers = {name: value for name, value, _, _ in scratch["points"]}
+    assert 0 <= numbers["test_auroc"] <= 1 and numbers["val_loss"] > 0 and numbers["trained"] > 0
+    verdict.run("told", run, project)
+    again = heard.cells()
+    assert [cell["key"] for cell in again] == [cell["key"] for cell in cells]
+    assert {cell["tags"]["lacuna.kept"] for cell in again} == {"true"}
+
+
+def test_time_stands_in_the_report_and_not_in_the_artifact(project):
+    verdict.run("timed", asked(), project)
+    artifact, reported = (list(csv.DictReader((project / kind / "verdict/timed/cells.csv").open()))
+                          for kind in ("artifacts", "reports"))
+    assert len(artifact) == len(reported) == 8
+    assert "seconds" not in artifact[0] and float(reported[0]["seconds"]) > 0
+    assert [{**line, "seconds": ""} for line in artifact] == [{**line, "seconds": ""} for line in reported]
+
+
+def small(root: Path) -> None:
+    """A project with few labelled groups, and an encoder that was pretrained on others."""
+    prepare(root / "data/prepared/xray", "xray", 36)
+    prepare(root / "data/prepared/pool", "xray", 48, seed=1)
+    groups = open_prepared(root / "data/prepared/pool").column("group")
+    replace_columns(root / "data/prepared/pool",
+                    {"group": [f"pool-{group}" for group in groups], "split": ["unlabelled"] * len(groups)})
+    for name, data in (("xray", "pool"), ("own", "xray")):
+        paragraph = {**pretrain_settings("xray", steps=2), "data": data}
+        pretrain.run(name, build(PretrainRun, paragraph, "pretrain.test"), root)
+
+
+def test_folds_test_every_labelled_row_and_give_few_groups_an_interval(tmp_path):
+    small(tmp_path)
+    without = verdict.run("split", asked(budgets=[1.0]), tmp_path)
+    assert without["test groups"] == 3 and "not estimable" in without["verdict 1"]
+    folded = asked(budgets=[1.0], folds=3, floors=[{"kind": "intensity"}])
+    with_folds = verdict.run("folds", folded, tmp_path)
+    assert with_folds["test groups"] == 15 and "[" in with_folds["verdict 1"]
+    lines = list(csv.DictReader((tmp_path / "artifacts/verdict/folds/cells.csv").open()))
+    assert len(lines) == 2 * 2 * 3  # ways, seeds, folds
+    rows = [len(np.load(path)) for path in sorted((tmp_path / "artifacts/verdict/folds").glob("cell-*.npy"))]
+    assert sum(rows) == 2 * 2 * 30  # every labelled row once per way and seed
+    page = (tmp_path / "reports/verdict/folds/report.html").read_text()
+    assert "3 folds" in page and "floor: intensity (3 folds)" in page
+    with pytest.raises(Leak, match="groups of the folds in what arm pretrained"):
+        verdict.run("leaky", asked(arms={"pretrained": "artifacts/pretrain/own"}, folds=3), tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_and_shares_say_what_one_process_says(project, tmp_path, monkeypatch):
+    run = asked(tuning={**asked().tuning, "grid": [5e-3]})
+    (project / "params.yaml").write_text(yaml.safe_dump({"verdict": {
+        name: {**plain(run), "processes": count} for name, count in (("one", 1), ("two", 2), ("thirds", 1))}}))
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(verdict.__file__).parents[1]),
+                                                      os.environ.get("PYTHONPATH", "")]))
+
+    def said(name: str) -> list[bytes]:
+        return [path.read_bytes() for path in sorted((project / "artifacts/verdict" / name).glob("cell-*.npy"))]
+
+    kept = project / verdict.CELLS
+    for name in ("one", "two", "thirds"):
+        shutil.rmtree(kept, ignore_errors=True)
+        if name == "thirds":
+            assert all(cli.main(["verdict", name, "--cells", f"{i}/3"]) == 0 for i in range(3))
+            ways = trained(monkeypatch)
+        if name == "two":  # only what a process has left behind is trained here
+            ways = trained(monkeypatch)
+        assert cli.main(["verdict", name]) == 0
+        if name != "one":
+            assert not ways
+    assert len(said("one")) == 8 and said("one") == said("two") == said("thirds")
+
+
+@pytest.mark.parametrize("text", ["4", "2/2", "a/b", "-1/2"])
+def test_a_share_of_cells_that_means_nothing_is_refused(text):
+    with pytest.raises(ValueError, match="expected I/N"):
+        verdict.share_of(text)
 
 
 def test_the_recipe_is_a_paragraph_that_validates(project):
@@ -136,8 +261,8 @@ def test_the_recipe_is_a_paragraph_that_validates(project):
     ({"budgets": [1.0, 0.5]}, "budgets: found"), ({"seeds": [0]}, "seeds: found"),
     ({"arms": {"pretrained": "scratch"}}, "pretrained: found scratch"),
     ({"arms": {"pretrained": "artifacts/pretrain/xray", "mine": "x"}}, r"arms\.mine"),
-    ({"longer": 1}, "longer: found 1"),
-], ids=["budgets", "seeds", "scratch", "arm", "longer"])
+    ({"longer": 1}, "longer: found 1"), ({"folds": 2}, "folds: found 2"),
+], ids=["budgets", "seeds", "scratch", "arm", "longer", "folds"])
 def test_settings_that_mean_nothing_are_refused(changes, message):
     with pytest.raises(SettingsError, match=message):
         asked(**changes)
