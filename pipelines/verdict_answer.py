@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domains.store import Prepared
-from pipelines import metrics
+from pipelines import lineage, metrics
 from pipelines.cells import SCRATCH, Cell, Rows, Told, all_labelled, rows_of
 from pipelines.finetune_settings import FinetuneRun
 from pipelines.floors import floor_on
@@ -97,6 +97,9 @@ def answer_of(name: str, settings: VerdictRun, prepared: Prepared, told: Mapping
                   floors={at: estimates(one)[headline] for at, one in simple.items()},
                   ahead={at: _ahead(curves[recipe[0]], sign * one.metrics[headline], num_groups, len(simple))
                          for at, one in simple.items()},
+                  pretraining={arm: (int(start.record.get("provenance", {}).get("steps") or 0),
+                                     lineage.seconds(settings.arms.starts[arm], root))
+                               for arm, start in starts.items()},
                   pretrained_on=int(pool.get("samples", 0)), comparisons=len(found), seeds=len(settings.seeds),
                   folds=settings.folds, recipe=recipe, watts=settings.watts)
 

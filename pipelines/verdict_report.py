@@ -54,6 +54,8 @@ class Answer:
     floors: Mapping[str, Estimate]
     ahead: Mapping[str, Gain]
     """How far the recipe's way is ahead of each floor, with all labels."""
+    pretraining: Mapping[str, tuple[int, float | None]]
+    """Arm -> steps that its pretraining took, and seconds, where they are known."""
     pretrained_on: int
     """Samples that own pretraining has seen; 0: not known."""
     comparisons: int
@@ -76,10 +78,12 @@ class Answer:
                     f"{self.num_groups} test groups and {self.seeds} seeds allow no interval.")
         shown = f"{self.title} better by {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}], averaged over budgets"
         if gain.verdict == "no difference":
-            return (f"{what}: no difference could be shown ({shown}); with these {self.num_groups} test groups and "
+            return (f"{what}: no difference could be shown ({self.title} {_interval(gain)} beside scratch, above 0 is "
+                    f"better, averaged over budgets); with these {self.num_groups} test groups and "
                     f"{self.seeds} seeds a gain under {gain.detectable:.3f} would stay invisible.")
         if gain.verdict == "hurt":
-            return f"{what} hurt: {shown}."
+            return (f"{what} hurt: {self.title} worse by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}], "
+                    "averaged over budgets.")
         if worth is None:
             return f"{what} helped: {shown}. With all labels it does not reach what scratch reaches."
         least = "at least " if worth.capped else ""
@@ -97,6 +101,12 @@ class Answer:
     def sentences(self) -> list[str]:
         """All, the one that the verdict is about first."""
         return [self.sentence(way) for way in sorted(self.gains, key=lambda way: not way.startswith("pretrained"))]
+
+    def cost(self) -> str:
+        """What pretraining took, which the table leaves out; empty where nothing is known."""
+        said = [f"{arm} {steps} steps" + ("" if seconds is None else f" ({seconds / 60:.1f} min)")
+                for arm, (steps, seconds) in self.pretraining.items() if steps]
+        return f"Pretraining, not in the table's minutes: {', '.join(said)}." if said else ""
 
     def warnings(self) -> list[str]:
         """A floor that the models are not shown to beat is said as loudly as the answer: what it sees may be all that
@@ -157,9 +167,9 @@ def _interval(gain: Gain) -> str:
 
 
 def write(folder: Path, answer: Answer) -> None:
-    """summary.txt, table.csv, verdict.json, recipe.yaml, curves.png and report.html."""
+    """summary.txt, table.csv, metrics.json, recipe.yaml, curves.png and report.html."""
     rows = answer.rows()
-    text = "\n".join([*answer.sentences(), *answer.warnings()])
+    text = "\n".join([*answer.sentences(), *answer.warnings(), *filter(None, [answer.cost()])])
     way, paragraph = answer.recipe
     recipe = (f"# {way}: the lowest validation loss with all labels. For params.yaml, under `finetune`.\n"
               + yaml.safe_dump(paragraph, sort_keys=False))
@@ -237,6 +247,7 @@ pre{{background:#f5f5f5;padding:1rem;overflow:auto}}</style></head><body>
 {said}{image}
 <table><thead><tr>{head}</tr></thead><tbody>
 {body}</tbody></table>
+<p>{html.escape(answer.cost())}</p>
 <p>Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a smaller budget
 being part of a larger one. {_tested(answer)}Differences are averaged over budgets; their intervals hold the choice of
 test groups and

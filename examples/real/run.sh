@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # All four tracks on real files (examples/real/params.yaml), then the arms beside floors recomputed on the same split.
+# With the word verdict: what pretraining is worth in labels, four times.
 # LACUNA_SHARED names the folder that holds data/ with cxr, ct, multispectral and pointcloud. Finished stages are not
 # repeated; REAL_FRESH=1 begins again.
 set -euo pipefail
@@ -24,6 +25,13 @@ for name in cxr lidc settlement shapes; do
     stage ingest $name data/prepared/$name/index.parquet
     stage pretrain $name artifacts/pretrain/$name/checkpoint.json
 done
+if [ "${1:-}" = verdict ]; then
+    stage pretrain tiles artifacts/pretrain/tiles/checkpoint.json
+    for name in pneumonia malignancy settlement psb; do
+        stage verdict $name reports/verdict/$name/summary.txt
+    done
+    exit
+fi
 for name in pneumonia findings malignancy texture settlement psb dales; do
     stage finetune $name artifacts/finetune/$name/summary.json
     stage evaluate $name reports/evaluate/$name/metrics.json
