@@ -1,4 +1,4 @@
-"""Does a verdict tell the truth? `python -m benchmarks.verdict_truth [SCENARIO ...] [--seeds 40] [--out DIR]`.
+"""Does a verdict tell the truth? `python -m benchmarks.verdict_truth [--only SCENARIO ...] [--seeds 40] [--out DIR]`.
 
 Samples are made of which the truth is known, an encoder is pretrained on them, and a whole verdict is run:
 
@@ -177,7 +177,7 @@ def summary(lines: list[dict[str, Any]], scenario: str) -> str:
 def main(arguments: list[str]) -> int:
     """Run what is missing, print a line per scenario; 1 where one came out right in fewer than 34 of 40."""
     parser = argparse.ArgumentParser(description="Does a verdict tell the truth?")
-    parser.add_argument("scenarios", nargs="*", default=list(RIGHT), choices=[*RIGHT, []])
+    parser.add_argument("--only", nargs="+", default=list(RIGHT), choices=RIGHT)
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--out", type=Path, default=REPORTS)
     given = parser.parse_args(arguments)
@@ -187,20 +187,20 @@ def main(arguments: list[str]) -> int:
     file = given.out / "verdict_truth.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     done = {(line["scenario"], line["seed"]) for line in lines}
-    for scenario, seed in ((scenario, seed) for seed in range(given.seeds) for scenario in given.scenarios):
+    for scenario, seed in ((scenario, seed) for seed in range(given.seeds) for scenario in given.only):
         if (scenario, seed) in done:
             continue
         with tempfile.TemporaryDirectory() as text, contextlib.redirect_stdout(io.StringIO()):
             lines.append(one(scenario, seed, Path(text)))
         with file.open("a") as out:
             out.write(json.dumps(lines[-1]) + "\n")
-    for scenario in given.scenarios:
+    for scenario in given.only:
         print(summary(lines, scenario))
     least = 34 / 40
     shares = [np.mean([line["right"] for line in lines if line["scenario"] == scenario])
-              for scenario in given.scenarios]
+              for scenario in given.only]
     return 0 if all(share >= (1 if scenario == "leak" else least)
-                    for scenario, share in zip(given.scenarios, shares, strict=True)) else 1
+                    for scenario, share in zip(given.only, shares, strict=True)) else 1
 
 
 if __name__ == "__main__":
