@@ -53,7 +53,7 @@ NOISE = 1.5
 """Of the pixels, in standard deviations of a pattern."""
 RIGHT = {"structure": "helped", "chance": "no difference", "untouched": "no difference", "leak": "refused",
          "shortcut": "warned"}
-STEPS = {"structure": 600, "chance": 300, "untouched": 1, "leak": 1, "shortcut": 100}
+STEPS = {"structure": 600, "chance": 150, "untouched": 1, "leak": 1, "shortcut": 100}
 """Of pretraining."""
 LEAKS = ("test", "val", "start", "renamed")
 
@@ -113,14 +113,14 @@ def pretrained(root: Path, name: str, data: str, steps: int, seed: int, start: s
 
 
 def asked(scenario: str, arms: dict[str, str]) -> VerdictRun:
-    """The verdict of a scenario: two budgets and four seeds, or one budget where it is about floors."""
+    """The verdict of a scenario: two budgets where something is to be gained, else one; four seeds, of floors three."""
     floors = {"structure": [{"kind": "intensity"}], "shortcut": [{"kind": "facts"}]}.get(scenario, [])
     return build(VerdictRun, {
         "domain": "medical", "data": "made", "task": "label", "arms": arms, "floors": floors,
         "tuning": {"grid": [2e-3], "validations": 2, "patience": 0,
                    "machine": {"accelerator": "cpu", "save_every_seconds": 0},
                    "optimisation": {"steps": 40, "batch_size": 32, "betas": [0.9, 0.999]}},
-        "budgets": [1.0] if scenario == "shortcut" else [0.5, 1.0],
+        "budgets": [0.5, 1.0] if scenario == "structure" else [1.0],
         "seeds": [0, 1, 2] if scenario == "shortcut" else [0, 1, 2, 3]}, f"verdict.{scenario}")
 
 
