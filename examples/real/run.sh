@@ -23,15 +23,18 @@ stage() {   # stage NAME MARKER-OF-A-FINISHED-STAGE
 }
 for name in cxr lidc settlement shapes; do
     stage ingest $name data/prepared/$name/index.parquet
-    stage pretrain $name artifacts/pretrain/$name/checkpoint.json
 done
 if [ "${1:-}" = verdict ]; then
-    stage pretrain tiles artifacts/pretrain/tiles/checkpoint.json
-    for name in pneumonia malignancy settlement psb; do
+    for names in "shapes psb" "lidc malignancy" "tiles settlement" "cxr pneumonia"; do
+        read -r pretraining name <<< "$names"
+        stage pretrain $pretraining artifacts/pretrain/$pretraining/checkpoint.json
         stage verdict $name reports/verdict/$name/summary.txt
     done
     exit
 fi
+for name in cxr lidc settlement shapes; do
+    stage pretrain $name artifacts/pretrain/$name/checkpoint.json
+done
 for name in pneumonia findings malignancy texture settlement psb dales; do
     stage finetune $name artifacts/finetune/$name/summary.json
     stage evaluate $name reports/evaluate/$name/metrics.json
