@@ -49,19 +49,21 @@ def compare(names: Sequence[str], root: Path, out: Path | None = None) -> str:
         said += [f"  note: {note}" for note in notes_of(run)]
     blocks.append("\n".join(said))
     if not names:
-        blocks += label_verdicts(root)
+        blocks += pages(root)
     blocks.append("\n".join(where_to_look(runs, root)))
     if out is not None:
         blocks.append("written: " + ", ".join(str(path) for path in export(runs, root, out)))
     return "\n\n".join(blocks)
 
 
-def label_verdicts(root: Path) -> list[str]:
-    """What each `lacuna verdict` has found: its table over budgets of labels, its sentences, where its page lies."""
-    return [f"verdict {path.parent.name}, by labelled groups\n{path.read_text(encoding='utf-8').rstrip()}\n"
-            f"picture: {(path.parent / 'curves.png').relative_to(root)}   page: "
+def pages(root: Path) -> list[str]:
+    """What each `lacuna verdict` and `lacuna shift` has found: its table, its sentences, where its page lies."""
+    told = {"verdict": ("by labelled groups", "curves.png"), "shift": ("by source", "sources.png")}
+    return [f"{stage} {path.parent.name}, {by}\n{path.read_text(encoding='utf-8').rstrip()}\n"
+            f"picture: {(path.parent / picture).relative_to(root)}   page: "
             f"{(path.parent / 'report.html').relative_to(root)}"
-            for path in sorted((root / "reports/verdict").glob("*/summary.txt"))]
+            for stage, (by, picture) in told.items()
+            for path in sorted((root / "reports" / stage).glob("*/summary.txt"))]
 
 
 def final_table(root: Path) -> str:

@@ -123,7 +123,8 @@ class View:
 
 
 def run(name: str, settings: ShiftRun, root: Path) -> dict[str, Any]:
-    """Test every model; write artifacts/shift/<name> and reports/shift/<name>. Returns the headline numbers.
+    """Test every model; write artifacts/shift/<name> and reports/shift/<name>. Returns the number of test
+    groups of each source.
 
     Raises:
         Leak, StaleCheckpoint, ContractMismatch, CheckpointError, ValueError: each a sentence for the user.
@@ -148,7 +149,8 @@ def run(name: str, settings: ShiftRun, root: Path) -> dict[str, Any]:
         tracked.metrics(shift.flat())
         for picture in shift_report.write(reports, shift):
             tracked.picture(picture)
-    return shift.headlines()
+    print("\n".join(shift.sentences()))
+    return {f"test groups of {source}": count for source, count in shift.num_groups.items()}
 
 
 def rows_by_source(unseen: Unseen, settings: ShiftRun) -> tuple[Unseen, dict[str, np.ndarray]]:

@@ -35,8 +35,9 @@ def by_source(path: Path, shift: Shift) -> bool:
     """The headline metric of every line on every source."""
     rows = [(f"{line.name}, at {source}", one.value, one.low, one.high) for line in shift.lines.values()
             for source, score in line.scores.items() for one in [score[shift.headline]]]
-    groups = ", ".join(f"{count} test groups of {source}" for source, count in shift.num_groups.items())
-    return report.forest(path, rows, shift.title, f"{shift.name}: trained on {shift.source}; {groups}")
+    groups = ", ".join(f"{count} at {source}" for source, count in shift.num_groups.items())
+    axis, title = f"{shift.title} (test groups: {groups})", f"{shift.name}: trained on {shift.source}"
+    return report.forest(path, rows, axis, title)
 
 
 def by_damage(path: Path, shift: Shift) -> bool:
@@ -118,8 +119,10 @@ def _page(folder: Path, shift: Shift, damage_rows: list[dict[str, object]]) -> s
     parts = [*(page.text(said) for said in shift.sentences()),
              page.picture(folder / "sources.png", f"{shift.title} by source"), page.table(shift.rows()),
              page.text(f"{counts}. Values are means over seeds, intervals 95 % over test groups, each by itself; all "
-                       "lines see the same resamples, so differences are paired. Intervals hold the trained models "
-                       f"fixed; between seeds {shift.title} spreads by {_spread(shift)}.")]
+                       "lines see the same resamples, so differences are paired. A gain is the difference from the "
+                       "same model as trained, or of a model from the first. Intervals hold the trained models "
+                       "fixed, so a difference under two standard errors between seeds is not counted; between seeds "
+                       f" {shift.title} spreads by {_spread(shift)}.")]
     if damage_rows:
         parts += [page.heading(f"Under damage, at {shift.source}"),
                   page.text("Stored samples were damaged before normalisation, each in the same manner for every "

@@ -20,6 +20,7 @@ from pipelines import metrics
 from pipelines.assessment import Unseen
 from pipelines.evaluation_pictures import reliability
 from pipelines.metrics import Floats
+from pipelines.outcome import SEED_ERRORS
 from pipelines.uncertainty import Estimate, Spread, differences, estimates, gap, seed_std, spread
 
 
@@ -60,6 +61,10 @@ class Line:
     """Target -> metric there minus metric at the source."""
     gains: Mapping[str, Mapping[str, Estimate]]
     """Source -> metric minus that of `against`; empty for the first line."""
+    gap_errors: Mapping[str, float | None]
+    """Target -> standard error of the headline gap that comes from having few seeds; None with one."""
+    gain_errors: Mapping[str, float | None]
+    """Source -> the same of the headline gain."""
     damaged: Mapping[Damage, Mapping[str, Estimate]]
     """Metric under damage."""
     losses: Mapping[Damage, Estimate]
@@ -119,6 +124,8 @@ class Shift:
         if found.low is None or found.high is None:
             return f"{said}, {values}; no interval: {found.note}."
         shown = f"difference {found.text(signed=True)}"
+        if luck := _luck(found, line.gap_errors[target]):
+            return f"{said}, no fall could be shown: {values}, {shown}, {luck}."
         if found.low <= 0 <= found.high:
             reach = (found.high - found.low) / 2
             return (f"{said}, no fall could be shown: {values}, {shown}. With these test groups a fall under "
@@ -133,6 +140,8 @@ class Shift:
         what = f"{line.name} against {line.against} at {target}"
         if found.value is None or found.low is None or found.high is None:
             return f"{what}: cannot be estimated ({found.note})."
+        if luck := _luck(found, line.gain_errors[target]):
+            return f"{what}: no difference could be shown ({self.title} {found.text(signed=True)}), {luck}."
         if found.low == found.high == 0:
             return f"{what}: {self.title} is the same on every resample."
         if found.low <= 0 <= found.high:
@@ -153,7 +162,7 @@ class Shift:
             row |= {f"{self.title} {one}": score[self.headline].text() for one, score in line.scores.items()}
             row |= {f"{target} - {self.source}": one[self.headline].text(signed=True)
                     for target, one in line.gaps.items()}
-            row |= {f"adapted - not, {one}": line.gains[one][self.headline].text(signed=True) if line.gains else "-"
+            row |= {f"gain, {one}": line.gains[one][self.headline].text(signed=True) if line.gains else "-"
                     for one in line.scores}
             if calibrated:
                 row |= {f"ECE {one}": score["ece"].text() for one, score in line.scores.items()}
@@ -167,11 +176,6 @@ class Shift:
                  "damaged - clean": line.losses[damage].text(signed=True),
                  **({"ECE": found["ece"].text()} if "ece" in found else {})}
                 for line in self.lines.values() for damage, found in line.damaged.items()]
-
-    def headlines(self) -> dict[str, Any]:
-        """What the command line prints."""
-        counts = {f"test groups {one}": count for one, count in self.num_groups.items()}
-        return counts | {f"shift {i + 1}": text for i, text in enumerate(self.sentences())}
 
     def flat(self) -> dict[str, float]:
         """The numbers that there are, by dotted name."""
@@ -191,6 +195,29 @@ class Shift:
             for damage, one in line.losses.items():
                 add(f"{line.name}.loss.{damage.name}.{damage.strength:g}.{self.headline}", one)
         return found
+
+
+def _luck(found: Estimate, error: float | None) -> str:
+    """Why a difference whose interval leaves out zero may still be that of these seeds; empty where it is not."""
+    if found.value is None or found.low is None or found.high is None or found.low <= 0 <= found.high:
+        return ""
+    if error is None or abs(found.value) >= SEED_ERRORS * error:
+        return ""
+    return (f"which leaves out zero, but is less than {SEED_ERRORS:g} standard errors between seeds ({error:.3f}); "
+            "more seeds would tell")
+
+
+def seed_error(one: Floats, other: Floats, paired: bool) -> float | None:
+    """Standard error of the difference of two means over seeds; None with fewer than two on a side.
+
+    Args:
+        one, other: S numbers each. paired: seed by seed they are of the same trained model.
+    """
+    if min(len(one), len(other)) < 2 or np.isnan(one).any() or np.isnan(other).any():
+        return None
+    square = (one - other).var(ddof=1) / len(one) if paired else (
+        one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other))
+    return float(np.sqrt(square))
 
 
 def compare(name: str, source: str, unseen: Unseen, parts: Mapping[str, np.ndarray],
@@ -221,6 +248,11 @@ def compare(name: str, source: str, unseen: Unseen, parts: Mapping[str, np.ndarr
             scores={one: estimates(each) for one, each in own.items()},
             seed_std={one: seed_std(each)[headline] for one, each in own.items()},
             gaps={one: gap(own[one], own[source]) for one in parts if one != source},
+            gap_errors={one: seed_error(own[one].metrics[headline][:, 0], own[source].metrics[headline][:, 0], True)
+                        for one in parts if one != source},
+            gain_errors={} if alone else {
+                one: seed_error(own[one].metrics[headline][:, 0], spreads[against][one].metrics[headline][:, 0],
+                                against[0] == model) for one in parts},
             gains={} if alone else {one: differences(own[one], spreads[against][one]) for one in parts},
             damaged={damage: estimates(each) for damage, each in damaged.items()},
             losses={damage: differences(each, own[source])[headline] for damage, each in damaged.items()},

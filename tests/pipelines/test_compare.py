@@ -43,6 +43,16 @@ def test_the_closing_table_has_every_run_its_arms_differences_lineage_picture_an
     assert lines[-1].startswith("MLflow:  mlflow ui --backend-store-uri sqlite:///mlflow.db")
 
 
+def test_verdicts_and_shifts_are_told_below_the_scores(project: Path) -> None:
+    for stage in ("verdict", "shift"):
+        folder = project / "reports" / stage / "films"
+        folder.mkdir(parents=True)
+        (folder / "summary.txt").write_text(f"what the {stage} found\n")
+    text = compare([], project)
+    for stage in ("verdict", "shift"):
+        assert f"what the {stage} found" in text and f"page: reports/{stage}/films/report.html" in text
+
+
 def test_named_runs_come_alone_and_in_the_order_asked(project: Path) -> None:
     assert "xray" not in compare(["ct"], project)
     text = compare(["xray", "ct", "xray"], project)

@@ -15,13 +15,14 @@ import pytest
 
 from domains import contract as contracts
 from domains.store import open_prepared, replace_columns
-from pipelines import finetune, shift
+from pipelines import finetune, shift, shift_scores
 from pipelines.assessment import Unseen
 from pipelines.evaluate import Leak
 from pipelines.finetune import FinetuneRun
 from pipelines.settings import SettingsError, build
 from pipelines.shift import ShiftRun
 from pipelines.shift_scores import Answers, compare
+from pipelines.uncertainty import Estimate
 from tests.fabricate import pretrain_settings, pretrained
 
 
@@ -74,13 +75,13 @@ def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_model_is_told_of_at_every_source_and_under_every_damage(project):
     models = {"before": "artifacts/finetune/one", "adapter": "artifacts/finetune/one"}
-    headlines = shift.run("page", asked(models=models), project)
+    counts = shift.run("page", asked(models=models), project)
     reports = project / "reports/shift/page"
     summary, page = (reports / "summary.txt").read_text(), (reports / "report.html").read_text()
     for name in ("scratch", "pretrained", "adapter scratch", "adapter pretrained"):
         assert f"{name}: trained on a" in summary and name in page
     assert page.count("data:image/png;base64,") == 3
-    assert any("at b" in str(value) for value in headlines.values())
+    assert set(counts) == {"test groups of a", "test groups of b"} and min(counts.values()) >= 10
     with (reports / "robustness.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 3 and {row["unit"] for row in rows} == {"grey levels of 255"}
@@ -186,6 +187,17 @@ def test_a_fall_is_told_with_what_is_returned_of_it(project):
     said = sentences(project, fall=1.0, returned=0.9)
     assert "model: trained on a, AUROC falls from" in said[0] and "at b (difference -0." in said[0]
     assert "model, lame against model at b: returns 0." in said[1]
+
+
+def test_a_difference_that_other_seeds_could_turn_is_not_counted():
+    found = Estimate(-0.1, -0.2, -0.01, 30, 60)
+    assert "standard errors between seeds (0.060)" in shift_scores._luck(found, 0.06)
+    assert not shift_scores._luck(found, 0.04) and not shift_scores._luck(found, None)
+    assert not shift_scores._luck(Estimate(-0.1, -0.2, 0.01, 30, 60), 0.06), "that one holds zero anyway"
+    one, other = np.array([0.9, 0.7, 0.8]), np.array([0.8, 0.6, 0.7])
+    assert shift_scores.seed_error(one, other, paired=True) == pytest.approx(0)
+    assert shift_scores.seed_error(one, other, paired=False) == pytest.approx((2 * 0.01 / 3) ** 0.5)
+    assert shift_scores.seed_error(one[:1], other, paired=False) is None
 
 
 def test_no_fall_is_told_as_none_shown_with_what_would_stay_invisible(project):

@@ -13,6 +13,7 @@ from pipelines.uncertainty import (
     differences,
     draw_groups,
     estimates,
+    gap,
     group_folds,
     seed_std,
     spread,
@@ -124,6 +125,43 @@ def test_the_paired_interval_holds_the_true_difference_about_95_times_in_100() -
         assert result.low is not None and result.high is not None
         inside += result.low <= truth <= result.high
     assert 0.90 <= inside / 200 <= 0.99
+
+
+def _two_sources(seed: int, shared: bool) -> tuple[uncertainty.Spread, uncertainty.Spread]:
+    """Spreads of a good source and of a worse one, whose groups are other ones, or the same."""
+    score, y, groups = _grouped(seed, gain=1.5)
+    worse, z, others = _grouped(seed if shared else seed + 10_000, gain=0.5)
+    others = others if shared else [f"other {name}" for name in others]
+    every = [*groups, *others]
+    return (spread("single_label", y[:, None], _probabilities(score)[None], groups, 200, among=every),
+            spread("single_label", z[:, None], _probabilities(worse)[None], others, 200, among=every))
+
+
+def test_the_interval_of_a_gap_between_sources_holds_the_true_gap_about_95_times_in_100() -> None:
+    true = stats.norm.cdf(0.5 / 2**0.5) - stats.norm.cdf(1.5 / 2**0.5)
+    held = 0
+    for seed in range(150):
+        here, there = _two_sources(seed, shared=False)
+        found = gap(there, here)["auroc"]
+        assert found.low is not None and found.high is not None
+        held += found.low <= true <= found.high
+    assert 0.90 <= held / 150 <= 0.99
+
+
+def test_groups_that_lie_in_both_sources_are_drawn_together() -> None:
+    """The same patients at both: their common luck cancels, which narrows the interval."""
+    widths = []
+    for shared in (True, False):
+        found = [gap(*reversed(_two_sources(seed, shared)))["auroc"] for seed in range(10)]
+        widths.append(np.mean([one.high - one.low for one in found if one.high is not None and one.low is not None]))
+    assert widths[0] < 0.9 * widths[1]
+
+
+def test_drawing_among_more_groups_changes_no_value() -> None:
+    score, y, groups = _grouped(3)
+    alone = spread("single_label", y[:, None], _probabilities(score)[None], groups, 100)
+    among = spread("single_label", y[:, None], _probabilities(score)[None], groups, 100, among=[*groups, "one more"])
+    assert alone.metrics["auroc"][0, 0] == among.metrics["auroc"][0, 0] and alone.num_groups == among.num_groups
 
 
 def test_equal_arms_differ_by_exactly_nothing() -> None:
