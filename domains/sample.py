@@ -31,7 +31,8 @@ def nearest_integer(values: np.ndarray) -> np.ndarray:
     Resampling by simple ratios makes many exact ties, and processors that sum in another order put some of them a
     rounding error to either side. With this rule they all store the same number.
     """
-    return np.asarray(np.floor(values + (0.5 + 1e-3)))
+    shifted = np.asarray(values + (0.5 + 1e-3))
+    return np.asarray(np.floor(shifted, out=shifted))
 
 
 class Refused(Exception):

@@ -277,8 +277,11 @@ def sample_hu(volume: Volume, grid: Grid, scale: float, offset: float) -> np.nda
         share = resample.apply(volume.known, tuple(weights))
         mixed = resample.apply(np.where(volume.known, volume.values, 0), tuple(weights)) / np.maximum(share, 1e-6)
         seen &= share >= 0.5 - 1e-6
-    hu = np.clip(nearest_integer(mixed * scale + offset), UNKNOWN_HU + 1, 32767).astype(np.int16)
-    return np.where(seen, hu, np.int16(UNKNOWN_HU))
+    scaled = mixed * scale
+    scaled += offset
+    whole = nearest_integer(scaled)
+    hu: np.ndarray = np.clip(whole, UNKNOWN_HU + 1, 32767, out=whole).astype(np.int16)
+    return hu if seen.all() else np.where(seen, hu, np.int16(UNKNOWN_HU))
 
 
 def sample_mask(mask: Volume, volume: Volume, grid: Grid) -> np.ndarray:
