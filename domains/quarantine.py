@@ -15,6 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,15 +92,32 @@ class Outcome:
         return sum(piece.values.nbytes + (0 if piece.mask is None else piece.mask.nbytes) for piece in self.pieces)
 
 
-def read_all(rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> Iterator[Outcome]:
+@contextmanager
+def spare_children() -> Iterator[list[Child]]:
+    """Where `read_all` leaves its children for the next call by the same reader and limits: starting one costs as much
+    as reading a hundred small files. They are ended in the end."""
+    spare: list[Child] = []
+    try:
+        yield spare
+    finally:
+        for child in spare:
+            child.deadline = 0.0
+            child.end()
+
+
+def read_all(rows: Sequence[ManifestRow], reader: Reader, limits: Limits, spare: list[Child] | None = None
+             ) -> Iterator[Outcome]:
     """Read every row; one outcome each (several for a file that comes in parts), in the rows' order.
+
+    Args:
+        spare: children that are taken first, and left again; from `spare_children`.
 
     Raises:
         ImportError: the reader lacks a library; the text names the extra to install.
         RuntimeError: a child cannot even start.
     """
     if rows:
-        pool = _Pool(rows, reader, limits)
+        pool = _Pool(rows, reader, limits, spare)
         try:
             yield from pool.run()
         finally:
@@ -107,8 +125,8 @@ def read_all(rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> Ite
 
 
 class _Pool:
-    def __init__(self, rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> None:
-        self.rows, self.reader, self.limits = rows, reader, limits
+    def __init__(self, rows: Sequence[ManifestRow], reader: Reader, limits: Limits, spare: list[Child] | None) -> None:
+        self.rows, self.reader, self.limits, self.spare = rows, reader, limits, spare
         self.selector = selectors.DefaultSelector()
         self.children: list[Child] = []
         self.next_row, self.due = 0, 0
@@ -137,16 +155,26 @@ class _Pool:
 
     def close(self) -> None:
         for child in self.children:
+            if self.spare is not None and child.is_idle():
+                self.spare.append(child)
+                continue
             child.deadline = 0.0
-            child.process.kill()
             child.end()
         self.selector.close()
 
     def _start(self) -> None:
-        child = Child(self.reader.module, self.reader.settings, int(self.limits.memory_gb * 2**30),
-                      self.limits.seconds)
+        child = self._spare_child() or Child(self.reader.module, self.reader.settings,
+                                             int(self.limits.memory_gb * 2**30), self.limits.seconds)
         self.children.append(child)
         self.selector.register(child.stdout, selectors.EVENT_READ, child)
+
+    def _spare_child(self) -> Child | None:
+        while self.spare:
+            child = self.spare.pop()
+            if child.is_idle():
+                return child
+            child.end()  # it has died meanwhile
+        return None
 
     def _feed(self) -> None:
         """Give every child one row to read and one in hand."""

@@ -68,6 +68,10 @@ class Child:
         except BrokenPipeError:
             self.deadline = 0.0
 
+    def is_idle(self) -> bool:
+        """Whether it is there, starting perhaps, and has nothing to do."""
+        return not self.pending and self.process.poll() is None
+
     def start_clock(self) -> None:
         """The first pending row begins now."""
         if self.ready:

@@ -63,10 +63,10 @@ class Engine:
             raise ValueError(f"engine.address: found {self.address} with kind: local. Remedy: set kind: dask.")
 
 
-def reading(engine: Engine, root: Path) -> Read:
-    """`read_all`, by this engine."""
+def reading(engine: Engine, root: Path, here: Read = read_all) -> Read:
+    """`read_all`, by this engine; by `here` where that is this machine."""
     if engine.kind == "local":
-        return read_all
+        return here
 
     def read(rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> Iterator[Outcome]:
         if rows:

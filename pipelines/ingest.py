@@ -27,7 +27,7 @@ from domains.duplicates import Signed
 from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
 from domains.publish import folder_in_the_making, write_text
-from domains.quarantine import Limits, Outcome, Reader, fault, read_all
+from domains.quarantine import Limits, Outcome, Reader, fault, read_all, spare_children
 from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
@@ -158,11 +158,12 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     reader = Reader(domain.ingest.__name__, read_settings)
     target, report = root / "data/prepared" / name, root / "reports/ingest" / name
     with tracking.open_run(stage="ingest", name=name, root=root, settings=plain(settings), domain=settings.domain,
-                           inputs=_inputs(files)) as tracked:
-        probe(name, named, reader, domain, settings, target, _from(source, read_all))
+                           inputs=_inputs(files)) as tracked, spare_children() as spare:
+        here = partial(read_all, spare=spare)
+        probe(name, named, reader, domain, settings, target, _from(source, here))
         with folder_in_the_making(target) as folder:
             write_text(folder / "reader.json", json.dumps(plain(read_settings), indent=2) + "\n")
-            read = _from(source, reading(settings.engine, root))
+            read = _from(source, reading(settings.engine, root, here))
             refused, origins = _store(name, named, values, contract, reader, settings, folder, read)
             refusals.write_list(refused, folder / QUARANTINE, report / QUARANTINE)
             refusals.refuse_if_too_many(refused, len(rows), settings.bad_files, report / QUARANTINE)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.faults import seeds
 from domains import worker
-from domains.quarantine import Limits, Outcome, Reader, fault, read_all
+from domains.quarantine import Limits, Outcome, Reader, fault, read_all, spare_children
 from domains.reading_process import Child
 from domains.sample import ManifestRow, Piece
 from tests.domains.hostile_reader import Hostile, Nested
@@ -75,6 +75,23 @@ def test_a_file_that_fails_in_a_later_part_says_so_and_its_neighbours_are_read(t
     reasons = {outcome.index: outcome.reason for outcome in outcomes if outcome.reason}
     assert list(reasons) == [1] and reasons[1].startswith("from part 3 on: ") and "SIGSEGV" in reasons[1]
     assert [outcome.index for outcome in outcomes] == [0, 1, 1, 1, 2, 3, 3, 3, 3, 4]
+
+
+def test_children_that_are_left_read_on_and_those_that_crashed_are_not_left(tmp_path: Path) -> None:
+    rows = make_rows(tmp_path, {3: "segfault", 30: "parts"}, 40)
+    with spare_children() as spare:
+        first = list(read_all(rows[:10], READER, LIMITS, spare))
+        left = [child.process.pid for child in spare]
+        assert len(left) == 2
+        spare[0].process.kill()  # as the system does where memory runs out
+        spare[0].process.wait()
+        again = list(read_all(rows[10:], READER, LIMITS, spare))
+        assert [outcome.index for outcome in first if outcome.reason] == [3]
+        assert not any(outcome.reason for outcome in again) and len(again) == 33
+        assert left[1] in [child.process.pid for child in spare] and left[0] not in [
+            child.process.pid for child in spare]
+        kept = list(spare)
+    assert all(child.process.poll() is not None for child in kept)
 
 
 def test_a_file_that_changes_between_its_parts_is_refused(tmp_path: Path) -> None:
