@@ -7,6 +7,7 @@ Legend: n test rows, K outputs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -72,7 +73,7 @@ class Cell:
     def name(self) -> str:
         """What tells it from the other cells of its verdict."""
         fold = f", fold {self.fold}" if self.folds else ""
-        return f"{self.way}, {self.budget:g} of the labels, seed {self.seed}{fold}"
+        return f"{self.way}, {100 * self.budget:g} % of the labels, seed {self.seed}{fold}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,9 @@ def compute_all(cells: Sequence[Cell], folders: Mapping[Cell, Path], prepared: P
             done(cell, told)
     for cell in tqdm(missing, desc=f"verdict {title}", unit="cell", leave=False,
                      mininterval=0.5 if sys.stderr.isatty() else 30):
-        found[cell] = computed = compute(cell, folders[cell], prepared, start_of(cell))
+        # What a training says of itself before it begins is said once: the others are alike.
+        with contextlib.nullcontext() if cell is missing[0] else contextlib.redirect_stdout(io.StringIO()):
+            found[cell] = computed = compute(cell, folders[cell], prepared, start_of(cell))
         done(cell, computed)
     return {cell: told for cell, told in found.items() if told is not None}
 

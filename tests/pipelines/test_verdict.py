@@ -161,15 +161,16 @@ class Heard:
         return found
 
 
-def test_every_cell_is_a_run_below_the_verdicts_also_one_that_was_kept(project, monkeypatch):
+def test_every_cell_is_a_run_below_the_verdicts_also_one_that_was_kept(project, monkeypatch, capsys):
     heard = Heard()
     monkeypatch.setattr(verdict.tracking, "open_run", heard.open_run)
     run = asked(tuning={**asked().tuning, "grid": [4e-3]})
     verdict.run("told", run, project)
+    assert capsys.readouterr().out.count("finetune ") == 2, "estimate and share of trained weights, once"
     cells = heard.cells()
     assert len({cell["key"] for cell in cells}) == len({cell["name"] for cell in cells}) == 8
     assert {cell["tags"]["lacuna.kept"] for cell in cells} == {"false"}
-    scratch = next(cell for cell in cells if cell["name"] == "scratch, 0.25 of the labels, seed 1")
+    scratch = next(cell for cell in cells if cell["name"] == "scratch, 25 % of the labels, seed 1")
     assert scratch["params"] | {"arm": "scratch", "adaptation": "full", "budget": "0.25", "seed": "1"} \
         == scratch["params"]
     numbers = {name: value for name, value, _, _ in scratch["points"]}
