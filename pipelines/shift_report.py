@@ -122,7 +122,7 @@ def _page(folder: Path, shift: Shift, damage_rows: list[dict[str, object]]) -> s
                        "lines see the same resamples, so differences are paired. A gain is the difference from the "
                        "same model as trained, or of a model from the first. Intervals hold the trained models "
                        "fixed, so a difference under two standard errors between seeds is not counted; between seeds "
-                       f" {shift.title} spreads by {_spread(shift)}.")]
+                       f"{shift.title} spreads by {_spread(shift)}.")]
     if damage_rows:
         parts += [page.heading(f"Under damage, at {shift.source}"),
                   page.text("Stored samples were damaged before normalisation, each in the same manner for every "
