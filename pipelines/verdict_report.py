@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
 from collections.abc import Mapping
@@ -15,7 +13,7 @@ import numpy as np
 import yaml
 
 from domains.publish import write_text
-from pipelines import metrics, report
+from pipelines import metrics, page, report
 from pipelines.label_efficiency import Gain, Worth
 from pipelines.uncertainty import Estimate
 
@@ -228,31 +226,12 @@ def _tested(answer: Answer) -> str:
 
 def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path | None) -> str:
     """One page that needs no other file."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(row.get(name, '')))}</td>" for name in names) + "</tr>\n"
-                   for row in rows)
-    image = ""
-    if picture is not None:
-        content = base64.b64encode(picture.read_bytes()).decode()
-        image = f'<img alt="scores over budgets of labels" src="data:image/png;base64,{content}">'
-    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in [*answer.sentences(), *answer.warnings()])
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>verdict {html.escape(answer.name)}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}}
-table{{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}}
-td,th{{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left}}img{{max-width:100%}}
-pre{{background:#f5f5f5;padding:1rem;overflow:auto}}</style></head><body>
-<h1>Verdict: {html.escape(answer.name)}</h1>
-{said}{image}
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}</tbody></table>
-<p>{html.escape(answer.cost())}</p>
-<p>Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a smaller budget
-being part of a larger one. {_tested(answer)}Differences are averaged over budgets; their intervals hold the choice of
-test groups and
-the spread between seeds, and are right together with 95 % over {answer.comparisons} comparisons. The recipe was chosen
-on validation rows.</p>
-<h2>Recipe</h2><pre>{html.escape(recipe)}</pre>
-</body></html>
-"""
+    return page.page(f"Verdict: {answer.name}", [
+        *(page.text(said) for said in [*answer.sentences(), *answer.warnings()]),
+        *([page.picture(picture, "scores over budgets of labels")] if picture else []),
+        page.table(rows), page.text(answer.cost()),
+        page.text("Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a "
+                  f"smaller budget being part of a larger one. {_tested(answer)}Differences are averaged over budgets; "
+                  "their intervals hold the choice of test groups and the spread between seeds, and are right together "
+                  f"with 95 % over {answer.comparisons} comparisons. The recipe was chosen on validation rows."),
+        page.heading("Recipe"), page.verbatim(recipe)])
