@@ -26,6 +26,7 @@ from models.objectives.objective import Objective, ObjectiveSettings, build_obje
 from models.objectives.self_distillation import SelfDistillation, feature_distance
 from pipelines import checkpoints, tracking
 from pipelines.batches import Batch, Source, domain_code
+from pipelines.pool import pool_rows
 from pipelines.pretrain import (
     Beside,
     Gates,
@@ -33,7 +34,6 @@ from pipelines.pretrain import (
     PretrainRun,
     learn,
     parts_of,
-    pool_rows,
     publish_report,
     record_of,
 )

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("run", metavar="NAME" if stage != "finetune" else "NAME|DOMAIN",
                          help=f"a run under `{stage}` in params.yaml"
                               + ("; or medical, satellite, pointcloud with --data" if stage == "finetune" else ""))
-        if stage in ("pretrain", "adapt", "finetune"):
+        if stage in ("pretrain", "adapt", "finetune", "domain_adaptation"):
             sub.add_argument("--resume-despite-code-change", action="store_true",
                              help="go on with what a killed run of other code left; this is recorded")
         if stage == "verdict":
@@ -91,6 +91,7 @@ STAGES = {
     "pretrain": "masked modelling on unlabelled and training rows",
     "adapt": "go on with pretrained weights on unlabelled rows: further pretraining, self-distillation",
     "finetune": "train a labelled task from each start; or: lacuna finetune DOMAIN --data DIR --labels CSV",
+    "domain_adaptation": "labels of one source, files of another: domain-adversarial, or an averaged teacher",
     "evaluate": "score the arms on test rows, with intervals",
     "shift": "trained on one source, tested on others and under damage, before and after adapting",
     "verdict": "arms, adaptations, budgets of labels and seeds: is pretraining worth it, and by how many labels?",
@@ -230,6 +231,9 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
             from pipelines import finetune
             from pipelines.finetune_settings import FinetuneRun
             return finetune.run(name, load_run(stage, name, FinetuneRun, root), root, despite)
+        case "domain_adaptation":
+            from pipelines import domain_adaptation as between
+            return between.run(name, load_run(stage, name, between.DomainAdaptationRun, root), root, despite)
         case "evaluate":
             from pipelines import evaluate
             return evaluate.run(name, load_run(stage, name, evaluate.EvaluateRun, root), root)

@@ -45,7 +45,7 @@ class EvaluateRun:
     domain: Literal["medical", "satellite", "pointcloud"]
     """Whose loader to use."""
     finetune: str
-    """Name of the finetune run whose arms are scored."""
+    """Name of the run whose arms are scored, of `finetune` or of what `tuned_by` says."""
     data: str = ""
     """Name of its ingest run, so that dvc.yaml can name the data as a dependency; empty: as the finetune run says."""
     resamples: int = 1000
@@ -58,6 +58,8 @@ class EvaluateRun:
     """The arm that the others are compared with."""
     floors: tuple[FloorSettings, ...] = ()
     """Simple models to score on the same split."""
+    tuned_by: Literal["finetune", "domain_adaptation"] = "finetune"
+    """Whose run it is. dvc.yaml knows evaluations of `finetune` alone."""
     register: bool = True
     """Register the model with the lowest validation loss in MLflow."""
     batch_size: int = 128
@@ -89,11 +91,11 @@ def run(name: str, settings: EvaluateRun, root: Path) -> dict[str, Any]:
     Raises:
         Leak, StaleCheckpoint, ContractMismatch, CheckpointError, ValueError: each a sentence for the user.
     """
-    folder = root / "artifacts/finetune" / settings.finetune
+    folder = root / "artifacts" / settings.tuned_by / settings.finetune
     tuned = read_summary(folder, settings)
     unseen = unseen_rows(root / "data/prepared" / tuned["data"], tuned["task"])
     headline = headline_of(settings.headline, unseen.task)
-    inputs = {f"artifacts/finetune/{settings.finetune}": None, f"data/prepared/{tuned['data']}": unseen.prepared.digest}
+    inputs = {folder.relative_to(root).as_posix(): None, f"data/prepared/{tuned['data']}": unseen.prepared.digest}
     with tracking.open_run(stage="evaluate", name=name, root=root, settings=plain(settings), inputs=inputs,
                            domain=settings.domain) as tracked:
         arms = {arm: predict_arm(arm, folder, tuned, unseen, settings) for arm in tuned["arms"]}
@@ -103,7 +105,7 @@ def run(name: str, settings: EvaluateRun, root: Path) -> dict[str, Any]:
             place = one.kind if one.kind not in floors else f"{one.kind} {len(floors) + 1}"
             floors[place] = floor(unseen.prepared, unseen.task_name, one, unseen.rows, root, headline, settings.seed)
         evaluation = assess(name, settings, headline, tuned, unseen, arms, floors)
-        _publish(root, tuned, settings.finetune, unseen, evaluation, arms, floors, tracked)
+        _publish(root, tuned, folder, unseen, evaluation, arms, floors, tracked)
         if settings.register:
             _register(folder, root, tuned, evaluation, tracked)
         return _headlines(evaluation)
@@ -113,8 +115,8 @@ def read_summary(folder: Path, settings: EvaluateRun) -> dict[str, Any]:
     """What finetune says of its arms, checked against what is asked. Raises FileNotFoundError or ValueError."""
     path = folder / "summary.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no fine-tuned models at {folder}: found no summary.json. Run `lacuna finetune "
-                                f"{settings.finetune}` first.")
+        raise FileNotFoundError(f"no fine-tuned models at {folder}: found no summary.json. Run `lacuna "
+                                f"{settings.tuned_by} {settings.finetune}` first.")
     tuned: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if tuned["domain"] != settings.domain:
         raise ValueError(f"domain: found {settings.domain}, expected {tuned['domain']}, which {settings.finetune} was "
@@ -122,7 +124,7 @@ def read_summary(folder: Path, settings: EvaluateRun) -> dict[str, Any]:
     if settings.data and settings.data != tuned["data"]:
         raise ValueError(f"data: found {settings.data}, expected {tuned['data']}, which {settings.finetune} was tuned "
                          "on. Remedy: correct the evaluate run.")
-    report = folder.parents[2] / "reports/finetune" / folder.name / "metrics.json"
+    report = folder.parents[2] / "reports" / settings.tuned_by / folder.name / "metrics.json"
     if report.is_file():  # how long it took stands in the report alone
         tuned["cost"] = json.loads(report.read_text(encoding="utf-8")).get("cost", tuned.get("cost", {}))
     return tuned
@@ -223,10 +225,10 @@ def check_task(found: Task, expected: Task, at: Path) -> None:
                               "again.")
 
 
-def _publish(root: Path, tuned: Mapping[str, Any], tuned_name: str, unseen: Unseen, evaluation: Evaluation,
+def _publish(root: Path, tuned: Mapping[str, Any], folder: Path, unseen: Unseen, evaluation: Evaluation,
              arms: Mapping[str, Arm], floors: Mapping[str, Floor], tracked: Any) -> None:
     arm, seed = best_by_validation(tuned)
-    best = root / "artifacts/finetune" / tuned_name / arm / f"seed{seed}"
+    best = folder / arm / f"seed{seed}"
     with folder_in_the_making(root / "artifacts/evaluate" / evaluation.name) as making:
         write_predictions(making / "predictions.parquet", unseen, arms, floors)
         if read_record(best).get("trunk"):  # a registered model goes where its trunk does not
@@ -263,7 +265,7 @@ def write_predictions(path: Path, unseen: Unseen, arms: Mapping[str, Arm], floor
 def best_by_validation(tuned: Mapping[str, Any]) -> tuple[str, str]:
     """Arm and seed with the lowest validation loss: a model chosen by its test score would no longer be tested."""
     chosen = tuned["chosen"]
-    arm = min(chosen, key=lambda one: float(chosen[one]["val_loss"]))
+    arm = tuned.get("preferred") or min(chosen, key=lambda one: float(chosen[one]["val_loss"]))
     seed, _ = min(chosen[arm]["val_loss_by_seed"].items(), key=lambda pair: float(pair[1]))
     return arm, str(seed)
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from domains.contract import Contract
 from domains.publish import write_text
-from domains.splits import pseudonym
 from domains.store import Prepared, open_prepared
 from models.encoder.build import AnyEncoder, AnyEncoderSettings
 from models.encoder.chance import Chance
@@ -30,6 +29,7 @@ from models.objectives.objective import Objective, ObjectiveSettings, build_obje
 from pipelines import checkpoints, report, tracking
 from pipelines.batches import Batch, Source, domain_code, in_order
 from pipelines.estimate import announce, with_memory_advice
+from pipelines.pool import group_hashes, pool_rows
 from pipelines.processes import follows
 from pipelines.reconstruction import reconstruction_rows
 from pipelines.resume import Work, work_folder
@@ -245,12 +245,6 @@ def publish_report(one: Pretraining, metrics: dict[str, Any]) -> None:
     one.tracked.metrics({key: float(value) for key, value in metrics.items()}, step=metrics["steps"])
 
 
-def pool_rows(prepared: Prepared, sources: tuple[str, ...]) -> np.ndarray:
-    """Rows for self-supervision: training and unlabelled, no group of a validation or test row, of these sources."""
-    rows = prepared.pool()
-    return np.intersect1d(rows, prepared.rows(source=list(sources))) if sources else rows
-
-
 def look(encoder: AnyEncoder, source: Source, settings: PretrainRun) -> dict[str, float]:
     """Spread and rank of embeddings, and the nearest-neighbour probe of each task with labels in train and val.
 
@@ -302,13 +296,6 @@ def embed(encoder: AnyEncoder, source: Source, device: torch.device, batch_size:
     out = in_order(source, compute, batch_size, device)
     encoder.train(was_training)
     return out
-
-
-def group_hashes(prepared: Prepared, rows: np.ndarray) -> list[str]:
-    """Short hashes of the groups of these rows, so that a later stage can prove that none of them is tested on, without
-    any patient's id leaving the data folder."""
-    groups = prepared.column("group")
-    return sorted({pseudonym(str(groups[row])) for row in rows})
 
 
 def _evenly(rows: np.ndarray, count: int) -> np.ndarray:

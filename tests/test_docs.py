@@ -14,6 +14,7 @@ from models.encoder.mask_lists import num_visible
 from models.heads.tuned import HeadSettings
 from pipelines.adapt import AdaptRun
 from pipelines.batches import domain_code
+from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.few_shot import FewShotRun
 from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
@@ -49,8 +50,10 @@ def test_every_method_has_a_card() -> None:
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
 def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
-    found, tuned, few, adapted = (paragraphs(card, stage) for stage in ("pretrain", "finetune", "few_shot", "adapt"))
-    assert found or tuned or few or adapted or adapter_blocks(card), "a card without settings of what was published"
+    found, tuned, few, adapted, between = (paragraphs(card, stage) for stage in (
+        "pretrain", "finetune", "few_shot", "adapt", "domain_adaptation"))
+    some = found or tuned or few or adapted or between or adapter_blocks(card)
+    assert some, "a card without settings of what was published"
     for name, raw in found:
         run = build(PretrainRun, raw, f"pretrain.{name}")
         if run.augment is not None:
@@ -61,6 +64,8 @@ def test_the_recipe_of_a_method_card_validates(card: Path) -> None:
         build(FewShotRun, raw, f"few_shot.{name}")
     for name, raw in adapted:
         build(AdaptRun, raw, f"adapt.{name}")
+    for name, raw in between:
+        build(DomainAdaptationRun, raw, f"domain_adaptation.{name}")
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from models.encoder.chance import chance_of
 from models.objectives.objective import build_objective
 from pipelines.adapt import AdaptRun
 from pipelines.batches import domain_code
+from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.evaluate import EvaluateRun
 from pipelines.few_shot import FewShotRun
 from pipelines.finetune import build_augment
@@ -28,7 +29,7 @@ from pipelines.verdict import VerdictRun, tunings
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, Any] = {"sample": SampleRun, "ingest": DataRun, "pretrain": PretrainRun, "adapt": AdaptRun,
                             "finetune": FinetuneRun, "evaluate": EvaluateRun, "verdict": VerdictRun,
-                            "few_shot": FewShotRun, "shift": ShiftRun}
+                            "few_shot": FewShotRun, "shift": ShiftRun, "domain_adaptation": DomainAdaptationRun}
 FILES = {"params.yaml": yaml.safe_load((ROOT / "params.yaml").read_text()),
          "examples/real/params.yaml": yaml.safe_load((ROOT / "examples/real/params.yaml").read_text()),
          "examples/methods/params.yaml": yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text()),

@@ -23,7 +23,7 @@ from pipelines import adapt, checkpoints, verdict
 from pipelines.adapt import AdaptRun
 from pipelines.checkpoints import CheckpointError, load_encoder, part_weights, read_record
 from pipelines.evaluate import Leak
-from pipelines.pretrain import group_hashes
+from pipelines.pool import group_hashes
 from pipelines.settings import SettingsError, build
 from pipelines.starts import resolve
 from pipelines.verdict import VerdictRun
