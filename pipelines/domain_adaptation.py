@@ -27,7 +27,7 @@ from models.heads.tuned import Tuned
 from models.objectives.domain_adversarial import DomainAdversarial, DomainAdversary
 from models.objectives.self_training import PseudoLabels, SelfTraining
 from pipelines import checkpoints, lineage, report, tracking
-from pipelines.batches import Batch, domain_code
+from pipelines.batches import Batch, domain_code, in_order
 from pipelines.estimate import announce, with_memory_advice
 from pipelines.finetune import build_model, validation_loss
 from pipelines.processes import follows
@@ -40,6 +40,8 @@ from pipelines.tuned_checkpoints import predict, save_tuned
 from pipelines.two_domains import TwoDomains, groups_seen_by, two_domains, views_of_target
 
 Arm = Literal["source_only", "adapted"]
+SHOWN = 300
+"""Samples of each domain in the picture of features."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ def train_one(name: str, settings: DomainAdaptationRun, arm: str, seed: int, sta
             "pool_groups": groups_seen_by(start, data), "provenance": provenance(settings, arm, seed, start, data, done)
             | {"code": work.code, "domain_adaptation": name}})
         report.loss_curve(making / "loss.png", history)
+        draw_features(making / "features.png", result, data, device, f"{arm}: pooled features")
         write_text(making / "trained.json", json.dumps(dataclasses.asdict(done)))
     tracked.metrics({f"{arm}.seed{seed}.val_loss": loss}, step=done.steps)
     return done
@@ -230,6 +233,19 @@ def provenance(settings: DomainAdaptationRun, arm: str, seed: int, start: Start,
             "target_sources": list(settings.target_sources), "task": settings.task, "protocol": "full",
             "method": plain(settings.method) if arm == "adapted" else None, "steps": done.steps,
             "val_loss": done.val_loss}
+
+
+def draw_features(path: Path, model: Tuned, data: TwoDomains, device: torch.device, title: str) -> None:
+    """Where samples of source and target lie in the two directions in which their pooled features spread most: two
+    clouds apart are what the method is to bring together."""
+    few = {name: dataclasses.replace(one, rows=one.rows[:SHOWN])
+           for name, one in {"source": data.val, "target": data.target}.items()}
+    clouds = {name: in_order(one, lambda batch: model.features(batch.x, batch.known), 128, device)
+              for name, one in few.items()}                                                          # n E each
+    every = np.concatenate(list(clouds.values()))
+    axes = np.linalg.svd(every - every.mean(0), full_matrices=False)[2][:2]                          # 2 E
+    report.scatter(path, {name: (cloud @ axes[0], cloud @ axes[1]) for name, cloud in clouds.items()},
+                   ("first component", "second component"), title, equal=False)
 
 
 def _train(name: str, settings: DomainAdaptationRun, model: Adapting, arm: str, seed: int, data: TwoDomains,
@@ -312,9 +328,8 @@ def _publish(name: str, settings: DomainAdaptationRun, root: Path, trained: list
              for arm in settings.arms}
     write_text(reports / "metrics.json", json.dumps({**shown, "cost": cost, "resumed": work.resumed}, indent=2) + "\n")
     for arm in settings.arms:
-        picture = work.folder / f"{arm}-seed{settings.seeds[0]}/loss.png"
-        if picture.is_file():
-            shutil.copy(picture, reports / f"loss-{arm}.png")
+        for picture in sorted((work.folder / f"{arm}-seed{settings.seeds[0]}").glob("*.png")):
+            shutil.copy(picture, reports / f"{picture.stem}-{arm}.png")
     for skips in sorted(work.folder.glob("skipped-*.csv")):
         shutil.copy(skips, reports / skips.name)
     return {**summary, "cost": cost}

@@ -188,14 +188,15 @@ def reliability(path: Path, bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.
 
 
 def scatter(path: Path, clouds: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[str, str],
-            title: str = "") -> bool:
-    """Predicted over true numbers of a regression, by arm, with the line on which both are equal."""
+            title: str = "", equal: bool = True) -> bool:
+    """Points by name, such as predicted over true numbers of a regression; `equal`: with the line on which both are."""
     if not clouds or not can_draw():
         return False
     figure = new_figure(4.8, 4.6)
     axes = figure.subplots()
     every = np.concatenate([np.concatenate(pair) for pair in clouds.values()])
-    axes.plot([every.min(), every.max()], [every.min(), every.max()], color="0.5", linewidth=1, linestyle="--")
+    if equal:
+        axes.plot([every.min(), every.max()], [every.min(), every.max()], color="0.5", linewidth=1, linestyle="--")
     for i, (name, (x, y)) in enumerate(clouds.items()):
         axes.scatter(x, y, s=12, alpha=0.5, color=COLOURS[i % len(COLOURS)], label=name)
     axes.set_xlabel(labels[0])
