@@ -15,7 +15,7 @@ from torch import nn
 
 from domains.contract import Contract
 from domains.publish import write_text
-from domains.store import Prepared, open_prepared
+from domains.store import open_prepared
 from models.encoder.build import AnyEncoder, AnyEncoderSettings
 from models.encoder.chance import Chance
 from models.encoder.initialisation import Initialisation, initialise
