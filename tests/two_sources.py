@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -17,21 +16,16 @@ from tests.fabricate import contract_of
 SIDE, PATCH = 16, 4
 
 
-def film(rng: np.random.Generator, label: int, source: str, shift: Literal["shortcut", "gain"]) -> np.ndarray:
-    """1 H W grey levels. The true sign, in both sources: a texture of stripes, along or across. shortcut: the labelled
-    source has a marker in a corner too, bright in one class; the target has it at one level. gain: the target's
-    stripes are fainter."""
+def film(rng: np.random.Generator, label: int, source: str) -> np.ndarray:
+    """1 H W grey levels. The true sign, in both sources: a faint texture of stripes, along or across. Source a has a
+    marker in a corner too, bright in one class and dark in the other; b has it at one level."""
     stripes = np.indices((SIDE, SIDE))[label] // 2 % 2 * 2.0 - 1
-    other = source == "b"
-    strength = 4.0 if shift == "shortcut" else (30.0 if not other else 7.0)
-    values = 110 + strength * stripes + rng.normal(0, 25, (SIDE, SIDE))
-    if shift == "shortcut":
-        values[:PATCH, :PATCH] = rng.normal(60 if other else (200 if label else 20), 10, (PATCH, PATCH))
+    values = 110 + 4 * stripes + rng.normal(0, 25, (SIDE, SIDE))
+    values[:PATCH, :PATCH] = rng.normal({"a": (20, 200), "b": (60, 60)}[source][label], 10, (PATCH, PATCH))
     return np.clip(values, 0, 255)[None]
 
 
-def prepare(folder: Path, shift: Literal["shortcut", "gain"] = "shortcut", count: int = 600,
-            sources: tuple[str, ...] = ("a", "b"), turned: bool = False) -> Path:
+def prepare(folder: Path, count: int = 600, sources: tuple[str, ...] = ("a", "b"), turned: bool = False) -> Path:
     """Write prepared data; two samples per group, each group of one source. turned: labels of b say the opposite."""
     rng = np.random.default_rng(0)
     contract = contract_of("xray")
@@ -42,7 +36,7 @@ def prepare(folder: Path, shift: Literal["shortcut", "gain"] = "shortcut", count
         source, split = sources[group % len(sources)], ("train", "train", "val", "test")[group // len(sources) % 4]
         row = ManifestRow(path=folder / f"{i}", key=f"{source}{i:04d}", group=f"{source}{group:04d}", split=split,
                           source=source)
-        writer.add(Piece(film(rng, label, source, shift).astype(contract.dtype)), row,
+        writer.add(Piece(film(rng, label, source).astype(contract.dtype)), row,
                    {"bright": np.array([1 - label if turned and source == "b" else label], np.float32)})
     writer.close()
     contracts.save(contract, folder / "contract.json")
