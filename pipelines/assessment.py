@@ -120,11 +120,14 @@ def _notes(first: Spread, unseen: Unseen, arms: Mapping[str, Arm]) -> list[str]:
     if first.absent:
         notes.append(f"{len(first.absent)} of {len(outputs)} outputs lack an outcome among the test rows and are left "
                      f"out of averages: {', '.join(outputs[k] for k in first.absent)}")
+    return [*notes, *repeats(unseen), *(note for one in arms.values() for note in one.notes)]
+
+
+def repeats(unseen: Unseen) -> list[str]:
+    """A sentence on test rows that are not as unseen as they should be, where there are some."""
     repeated = repeated_rows(unseen)
-    if repeated:
-        notes.append(f"{repeated} test rows repeat content of a training or validation row ({LEAKS} of the prepared "
-                     "data); scores count them")
-    return [*notes, *(note for one in arms.values() for note in one.notes)]
+    return [f"{repeated} test rows repeat content of a training or validation row ({LEAKS} of the prepared data); "
+            "scores count them"] if repeated else []
 
 
 def repeated_rows(unseen: Unseen) -> int:

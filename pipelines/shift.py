@@ -29,7 +29,7 @@ from domains.sample import Task
 from models.heads.tuned import Tuned
 from models.test_time.entropy import Batch
 from pipelines import shift_report, tracking
-from pipelines.assessment import Arm, Unseen
+from pipelines.assessment import Arm, Unseen, repeats
 from pipelines.batches import Source, domain_code
 from pipelines.checkpoints import RECORD, is_scratch
 from pipelines.evaluate import check_task, check_unseen, headline_of, unseen_rows, write_predictions
@@ -137,10 +137,11 @@ def run(name: str, settings: ShiftRun, root: Path) -> dict[str, Any]:
     inputs |= dict.fromkeys(settings.models.folders.values())
     with tracking.open_run(stage="shift", name=name, root=root, settings=plain(settings), domain=settings.domain,
                            inputs=inputs) as tracked:
+        notes = dict.fromkeys(repeats(unseen))
         answers = {(model, way): one for model, folders in models.items()
-                   for way, one in _answers(model, folders, unseen, parts, kinds, settings).items()}
+                   for way, one in _answers(model, folders, unseen, parts, kinds, settings, notes).items()}
         shift = compare(name, settings.source, unseen, parts, answers, headline, settings.resamples, settings.seed,
-                        kinds)
+                        kinds, tuple(notes))
         with folder_in_the_making(root / "artifacts/shift" / name) as making:
             arms = {name_of(*line): Arm(one.whole, one.temperatures) for line, one in answers.items()}
             write_predictions(making / "predictions.parquet", unseen, arms, {})
@@ -149,7 +150,7 @@ def run(name: str, settings: ShiftRun, root: Path) -> dict[str, Any]:
         tracked.metrics(shift.flat())
         for picture in shift_report.write(reports, shift):
             tracked.picture(picture)
-    print("\n".join(shift.sentences()))
+    print("\n".join([*shift.sentences(), *(f"note: {note}" for note in shift.notes)]))
     return {f"test groups of {source}": count for source, count in shift.num_groups.items()}
 
 
@@ -231,8 +232,8 @@ def _number(folder: Path) -> tuple[int, str]:
 
 
 def _answers(model: str, folders: list[Path], unseen: Unseen, parts: Mapping[str, np.ndarray],
-             kinds: Mapping[str, Corruption], settings: ShiftRun) -> dict[str, Answers]:
-    """What every seed of a model says of every view, by way of adapting."""
+             kinds: Mapping[str, Corruption], settings: ShiftRun, notes: dict[str, None]) -> dict[str, Answers]:
+    """What every seed of a model says of every view, by way of adapting; `notes` takes what a reader should know."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     views = [View(source) for source in parts]
     views += [View(settings.source, Damage(name, strength)) for name, kind in kinds.items()
@@ -243,7 +244,7 @@ def _answers(model: str, folders: list[Path], unseen: Unseen, parts: Mapping[str
                mininterval=0.5 if sys.stderr.isatty() else 30)
     for at in folders:
         tuned, contract, record = load_tuned(at)
-        check_model(record, contract, unseen, settings, at)
+        notes.update(dict.fromkeys(f"{model}: {said}" for said in check_model(record, contract, unseen, settings, at)))
         temperatures[str(len(temperatures))] = float(record["temperature"])
         for view in views:
             source = Source(unseen.prepared, contract, domain_code(settings.domain),
@@ -282,23 +283,27 @@ def _together(temperatures: dict[str, float], told: Mapping[View, list[np.ndarra
     return Answers(temperatures, whole, damaged)
 
 
-def check_model(record: Mapping[str, Any], contract: Contract, unseen: Unseen, settings: ShiftRun, at: Path) -> None:
+def check_model(record: Mapping[str, Any], contract: Contract, unseen: Unseen, settings: ShiftRun,
+                at: Path) -> list[str]:
     """Refuse a model that has seen a test group, was tuned on other data, or learnt from labels of another source.
+
+    Returns:
+        Sentences on what was mapped, and on what could not be looked at.
 
     Raises:
         Leak, StaleCheckpoint, ContractMismatch, ValueError.
     """
-    for sentence in enforce(unseen.prepared.contract, contract):
-        print(sentence)
+    said = enforce(unseen.prepared.contract, contract)
     found: Task = record["task"]
     check_task(found, unseen.task, at)
-    check_unseen(record, unseen, at)
+    uncompared = check_unseen(record, unseen, at)
     sources = tuple(record["provenance"].get("labelled_sources") or found.sources)
     if sources != (settings.source,):
         taken = f"of {', '.join(sources)}" if sources else "of every source"
         raise ValueError(f"{at}: found a model that learnt from labels {taken}, expected of {settings.source} alone. "
                          f"Remedy: give the ingest run a second task like {settings.task} with `sources: "
                          f"[{settings.source}]`, and fine-tune on that.")
+    return [*said, *([uncompared] if uncompared else [])]
 
 
 def _change(view: View, unseen: Unseen, kinds: Mapping[str, Corruption]) -> Any:

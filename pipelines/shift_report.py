@@ -20,7 +20,8 @@ def write(folder: Path, shift: Shift) -> list[Path]:
     """summary.txt, table.csv, robustness.csv, metrics.json, three pictures and report.html; returns the pictures that
     were drawn."""
     rows, damage_rows = shift.rows(), shift.damage_rows()
-    write_text(folder / "summary.txt", f"{report.table(rows)}\n\n" + "\n".join(shift.sentences()) + "\n")
+    write_text(folder / "summary.txt", f"{report.table(rows)}\n\n"
+               + "\n".join([*shift.sentences(), *(f"note: {note}" for note in shift.notes)]) + "\n")
     report.write_csv(folder / "table.csv", rows)
     if damage_rows:
         report.write_csv(folder / "robustness.csv", damage_rows)
@@ -123,6 +124,7 @@ def _page(folder: Path, shift: Shift, damage_rows: list[dict[str, object]]) -> s
                        "same model as trained, or of a model from the first. Intervals hold the trained models "
                        "fixed, so a difference under two standard errors between seeds is not counted; between seeds "
                        f"{shift.title} spreads by {_spread(shift)}.")]
+    parts += [page.text(f"Note: {note}") for note in shift.notes]
     if damage_rows:
         parts += [page.heading(f"Under damage, at {shift.source}"),
                   page.text("Stored samples were damaged before normalisation, each in the same manner for every "

@@ -97,6 +97,8 @@ class Shift:
     kinds: Mapping[str, Corruption]
     """The corruptions that were tried, by name."""
     lines: Mapping[str, Line]
+    notes: tuple[str, ...]
+    """What a reader should know of rows and models."""
 
     @property
     def title(self) -> str:
@@ -222,7 +224,7 @@ def seed_error(one: Floats, other: Floats, paired: bool) -> float | None:
 
 def compare(name: str, source: str, unseen: Unseen, parts: Mapping[str, np.ndarray],
             answers: Mapping[tuple[str, str], Answers], headline: str, resamples: int, seed: int,
-            kinds: Mapping[str, Corruption]) -> Shift:
+            kinds: Mapping[str, Corruption], notes: tuple[str, ...] = ()) -> Shift:
     """Score every line on every source and under every damage.
 
     Args:
@@ -262,4 +264,4 @@ def compare(name: str, source: str, unseen: Unseen, parts: Mapping[str, np.ndarr
                  targets=tuple(one for one in parts if one != source),
                  num_rows={one: spreads[first][one].num_rows for one in parts},
                  num_groups={one: spreads[first][one].num_groups for one in parts}, kinds=dict(kinds),
-                 lines={line.name: line for line in lines})
+                 lines={line.name: line for line in lines}, notes=notes)

@@ -133,6 +133,17 @@ def test_a_model_that_learnt_from_both_sources_is_refused(project):
         shift.run("both", asked(models={"before": "artifacts/finetune/both"}), project)
 
 
+def test_a_model_whose_groups_are_named_by_another_key_is_noted_as_not_looked_at(project):
+    foreign = project / "artifacts/finetune/foreign"
+    shutil.copytree(project / "artifacts/finetune/one", foreign)
+    path = foreign / "pretrained/seed0/checkpoint.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "pool_groups": ["p_0123abcd-0123456789ab"]}))
+    shift.run("foreign", asked(models={"before": "artifacts/finetune/foreign"}, corruptions={}), project)
+    summary = (project / "reports/shift/foreign/summary.txt").read_text()
+    assert "note: pretrained: groups are named by another key" in summary
+
+
 def test_a_model_that_was_pretrained_on_a_test_group_is_refused(project):
     from pipelines.pretrain import group_hashes
     leaky = project / "artifacts/finetune/leaky"
