@@ -46,7 +46,7 @@ from pipelines.verdict import VerdictRun
 
 SIDE, PATTERNS = 16, 3
 """Pixels a side; patterns of each class."""
-GROUPS = {"train": 32, "val": 16, "test": 80, "unlabelled": 200}
+GROUPS = {"train": 18, "val": 16, "test": 80, "unlabelled": 220}
 """Of each split; two samples a group."""
 NOISE = 1.5
 """Of the pixels, in standard deviations of a pattern."""
