@@ -38,7 +38,7 @@ from domains.contract import Channel, Contract
 from domains.publish import write_text
 from domains.sample import ManifestRow, Piece, Task
 from domains.store import Writer
-from pipelines import pretrain, verdict
+from pipelines import pretrain, report, verdict
 from pipelines.evaluate import Leak
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
@@ -52,7 +52,7 @@ NOISE = 1.5
 """Of the pixels, in standard deviations of a pattern."""
 RIGHT = {"structure": "helped", "chance": "no difference", "untouched": "no difference", "leak": "refused",
          "shortcut": "warned"}
-STEPS = {"structure": 500, "chance": 100, "untouched": 1, "leak": 1, "shortcut": 50}
+STEPS = {"structure": 800, "chance": 100, "untouched": 1, "leak": 1, "shortcut": 50}
 """Of pretraining."""
 LEAKS = ("test", "val", "start", "renamed")
 
@@ -180,6 +180,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     os.environ["LACUNA_TRACKING"] = "off"
     torch.set_num_threads(1)
+    report.can_draw = lambda library="": False  # nobody looks at a hundred pictures
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "verdict_truth.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []

@@ -11,14 +11,14 @@ from typing import Any
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
 td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left}img{max-width:100%}
-pre{background:#f5f5f5;padding:1rem;overflow:auto}"""
+pre{background:#f5f5f5;padding:1rem;overflow:auto}.beware{background:#fff3cd;padding:.5rem 1rem}"""
 
 
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole page.
 
     Args:
-        parts: what `heading`, `text`, `table`, `picture` and `verbatim` give, in order.
+        parts: what `heading`, `text`, `warning`, `table`, `picture` and `verbatim` give, in order.
     """
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
             f"<style>{STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n" + "\n".join(parts)
@@ -33,6 +33,11 @@ def heading(said: str) -> str:
 def text(said: str) -> str:
     """A paragraph."""
     return f"<p>{html.escape(said)}</p>"
+
+
+def warning(said: str) -> str:
+    """A paragraph that nobody should overlook."""
+    return f'<p class="beware">{html.escape(said)}</p>'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from pipelines.floors import floor_on
 from pipelines.label_efficiency import Curve, Gain, Worth, gain, gains, worth
 from pipelines.settings import plain
 from pipelines.starts import Start
+from pipelines.training import Machine, Optimisation
 from pipelines.uncertainty import Estimate, Spread, estimates, spread
 from pipelines.verdict_report import Answer, Way
 
@@ -177,4 +178,8 @@ def _recipe(name: str, settings: VerdictRun, told: Mapping[Cell, Told]) -> tuple
     default = plain(FinetuneRun(domain=run.domain, data="", task="", start=run.start))
     kept = ("domain", "start")
     paragraph = {key: value for key, value in plain(run).items() if value != default.get(key) or key in kept}
+    for key, usual in (("optimisation", plain(Optimisation(steps=1))), ("machine", plain(Machine()))):
+        if key in paragraph:
+            paragraph[key] = {part: value for part, value in paragraph[key].items()
+                              if value != usual[part] or part == "steps"}
     return best, {name: paragraph}

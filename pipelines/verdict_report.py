@@ -15,6 +15,7 @@ import yaml
 from domains.publish import write_text
 from pipelines import metrics, page, report
 from pipelines.label_efficiency import Gain, Worth
+from pipelines.outcome import duration
 from pipelines.uncertainty import Estimate
 
 SAMPLES = {"xray": "X-rays", "ct": "CT volumes", "multispectral": "tiles", "points": "clouds"}
@@ -72,8 +73,10 @@ class Answer:
         gain, worth, unit = self.gains[way], self.worths[way], UNITS[self.kind]
         what = self._what(way)
         if gain.low is None or gain.high is None:
-            return (f"{what}: not estimable. Averaged over budgets {self.title} is better by {gain.value:+.3f}, but "
-                    f"{self.num_groups} test groups and {self.seeds} seeds allow no interval.")
+            remedy = "" if self.folds else " `folds` in the verdict's paragraph tests all labelled groups in turn."
+            return (f"{what}: not estimable. Averaged over budgets {self.title} is {gain.value:+.3f} beside scratch "
+                    f"(above 0 is better), but {self.num_groups} test groups and {self.seeds} seeds allow no "
+                    f"interval.{remedy}")
         shown = f"{self.title} better by {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}], averaged over budgets"
         if gain.verdict == "no difference":
             return (f"{what}: no difference could be shown ({self.title} {_interval(gain)} beside scratch, above 0 is "
@@ -92,7 +95,7 @@ class Answer:
     def _what(self, way: str) -> str:
         if way.startswith("pretrained") and self.pretrained_on:
             adapted = way.removeprefix("pretrained ")
-            how = "" if adapted == "full" else f", adapted by {adapted},"
+            how = "" if adapted == "full" else f" (adapted by {adapted})"
             return f"pretraining on your {self.pretrained_on} {SAMPLES[self.kind]}{how}"
         return way
 
@@ -102,9 +105,9 @@ class Answer:
 
     def cost(self) -> str:
         """What pretraining took, which the table leaves out; empty where nothing is known."""
-        said = [f"{arm} {steps} steps" + ("" if seconds is None else f" ({seconds / 60:.1f} min)")
+        said = [f"{arm} {steps} steps" + ("" if seconds is None else f" ({duration(seconds)})")
                 for arm, (steps, seconds) in self.pretraining.items() if steps]
-        return f"Pretraining, not in the table's minutes: {', '.join(said)}." if said else ""
+        return f"Pretraining took, beside the table's times: {', '.join(said)}." if said else ""
 
     def warnings(self) -> list[str]:
         """A floor that the models are not shown to beat is said as loudly as the answer: what it sees may be all that
@@ -128,7 +131,7 @@ class Answer:
             gain = self.gains.get(name)
             line["minus scratch"] = "-" if gain is None else _interval(gain)
             line |= {"trained": way.trained, "share": f"{way.trained / way.weights:.2%}",
-                     "minutes": round(way.seconds / 60, 1)}
+                     "time": duration(way.seconds)}
             if self.watts:
                 line["kWh"] = round(way.seconds * self.watts / 3.6e6, 4)
             lines.append(line)
@@ -227,9 +230,10 @@ def _tested(answer: Answer) -> str:
 def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path | None) -> str:
     """One page that needs no other file."""
     return page.page(f"Verdict: {answer.name}", [
-        *(page.text(said) for said in [*answer.sentences(), *answer.warnings()]),
+        *(page.text(said) for said in answer.sentences()), *(page.warning(said) for said in answer.warnings()),
         *([page.picture(picture, "scores over budgets of labels")] if picture else []),
-        page.table(rows), page.text(answer.cost()),
+        page.table(rows),
+        page.text(f"{answer.cost()} Time is of all trainings of a way together; trained and share count weights."),
         page.text("Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a "
                   f"smaller budget being part of a larger one. {_tested(answer)}Differences are averaged over budgets; "
                   "their intervals hold the choice of test groups and the spread between seeds, and are right together "
