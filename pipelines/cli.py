@@ -123,9 +123,10 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("checkpoint", type=Path)
     sub.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="files or folders")
     sub.add_argument("--out", type=Path, required=True, help="folder for predictions.csv and .json")
-    sub.add_argument("--test-time", default="", choices=["", "norm", "tent", "lame"], metavar="WAY",
+    sub.add_argument("--test-time", default="", metavar="WAY",
                      help="adapt to these files without labels, and answer them together: norm (statistics), tent "
-                          "(entropy) or lame (agreement among neighbours); answers then depend on each other")
+                          "(entropy), lame (agreement among neighbours) or '{kind: tent, steps: 5}'; answers then "
+                          "depend on each other")
     _use_options(sub)
     sub = command("embed", _embed, "features of native files, as Parquet")
     sub.add_argument("checkpoint", type=Path)

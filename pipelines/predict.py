@@ -44,8 +44,8 @@ def predict(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str
         inputs: files, folders, or CSV manifests with a column `path`.
         source: the hospital or sensor, for readers that treat sources differently.
         edits: merge tokens, which is faster, or cut patches of another size; neither by default.
-        test_time: norm, tent or lame (pipelines/test_time.py): adapt to these files, without labels, and answer them
-            together.
+        test_time: norm, tent or lame, or settings of one such as "{kind: tent, steps: 5}" (pipelines/test_time.py):
+            adapt to these files, without labels, and answer them together.
 
     Returns:
         One dictionary per file, in order: path, status (done or refused), reason, label (a class, a list of findings,

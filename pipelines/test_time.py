@@ -12,17 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from models.heads.tuned import Tuned
 from models.test_time.entropy import Batch, Tent, minimise_entropy
 from models.test_time.lame import Lame, assign
 from models.test_time.statistics import Norm, batch_norms_of, in_order_of_running, measured_anew, standardised_anew
+from pipelines.settings import build
 from pipelines.tuned_checkpoints import probabilities
 
 TestTime = Norm | Tent | Lame
 WAYS: dict[str, TestTime] = {"norm": Norm(), "tent": Tent(), "lame": Lame()}
-"""What `--test-time` takes, with the settings that it stands for."""
+"""What a name stands for."""
 BATCH_SIZE = 64
 """Samples at once where the way has no size of its own; changes nothing but memory."""
 
@@ -37,11 +39,23 @@ class Adapted:
     """What was adapted, for the reader."""
 
 
-def way_of(name: str) -> TestTime:
-    """The way of this name, with its default settings. Raises ValueError."""
-    if name not in WAYS:
-        raise ValueError(f"test time: found {name!r}, expected one of {', '.join(WAYS)}.")
-    return WAYS[name]
+def way_of(text: str) -> TestTime:
+    """The way that a name, or settings as params.yaml would have them ({kind: tent, steps: 5}), stand for.
+
+    Raises:
+        ValueError: no such way; SettingsError: no such setting.
+    """
+    if text in WAYS:
+        return WAYS[text]
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raw = None
+    if not isinstance(raw, dict):
+        raise ValueError(f"test time: found {text!r}, expected one of {', '.join(WAYS)}, or settings such as "
+                         "'{kind: tent, steps: 5}'.")
+    way: TestTime = build(TestTime, raw, "test_time")  # type: ignore[arg-type]
+    return way
 
 
 def adapted(model: Tuned, temperature: float, samples: Callable[[int], Iterator[Batch]], way: TestTime) -> Adapted:

@@ -83,6 +83,14 @@ def test_batches_are_as_few_as_can_be_and_none_is_left_with_one_sample():
         assert [first for first, _ in batches[1:]] == [last for _, last in batches[:-1]]
 
 
-def test_an_unknown_way_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="found 'shot', expected one of norm, tent, lame"):
-        way_of("shot")
+def test_a_way_is_named_or_told_with_its_settings():
+    assert way_of("tent") == Tent() and way_of("{kind: tent, steps: 5, episodic: true}") == Tent(steps=5, episodic=True)
+    assert way_of("{kind: lame, neighbours: 3}") == Lame(neighbours=3)
+    with pytest.raises(ValueError, match=r"test_time\.step"):
+        way_of("{kind: tent, step: 5}")
+
+
+@pytest.mark.parametrize("text", ["shot", "{kind: tent", "[tent]"])
+def test_an_unknown_way_is_refused_with_those_there_are(text):
+    with pytest.raises(ValueError, match="expected one of norm, tent, lame"):
+        way_of(text)
