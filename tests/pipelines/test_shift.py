@@ -15,8 +15,9 @@ import pytest
 
 from domains import contract as contracts
 from domains.store import open_prepared, replace_columns
-from pipelines import finetune, shift, shift_scores
+from pipelines import domain_adaptation, finetune, shift, shift_scores
 from pipelines.assessment import Unseen
+from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.evaluate import Leak
 from pipelines.finetune import FinetuneRun
 from pipelines.settings import SettingsError, build
@@ -126,6 +127,23 @@ def test_ways_of_adapting_at_prediction_are_lines_of_their_own_and_change_no_che
                             for name in ("ways", "none"))
     assert none_told.items() <= ways_told.items(), "as trained, a model answers as if no way had been tried"
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_models_that_were_adapted_to_the_target_without_its_labels_are_lines_too(project):
+    plan = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "betas": [0.9, 0.999]}
+    run = {"domain": "medical", "data": "xray", "labelled": "xray", "task": "bright",
+           "start": "artifacts/pretrain/xray", "labelled_sources": ["a"], "target_sources": ["b"],
+           "method": {"kind": "domain_adversarial", "hidden": 8}, "seeds": [0, 1], "optimisation": plan,
+           "machine": pretrain_settings("xray")["machine"]}
+    domain_adaptation.run("ab", build(DomainAdaptationRun, run, "ab"), project)
+    models = {"before": "artifacts/finetune/one", "adapted": "artifacts/domain_adaptation/ab"}
+    shift.run("adapted", asked(models=models, corruptions={}), project)
+    summary = (project / "reports/shift/adapted/summary.txt").read_text()
+    assert "adapted: trained on a" in summary and "source_only against scratch at b" in summary
+    turned = {**run, "labelled_sources": ["b"], "target_sources": ["a"], "seeds": [0]}
+    domain_adaptation.run("ba", build(DomainAdaptationRun, turned, "ba"), project)
+    with pytest.raises(ValueError, match="learnt from labels of b, expected of a alone"):
+        shift.run("turned", asked(models={**models, "adapted": "artifacts/domain_adaptation/ba"}), project)
 
 
 def test_a_model_that_learnt_from_both_sources_is_refused(project):
