@@ -8,6 +8,8 @@ R resamples of them.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -124,15 +126,76 @@ class Told:
     """Rows likewise."""
     scarce: int
     """Groups that AUROC rests on."""
+    shown: Shown
+    """Which training groups each episode showed."""
 
     def over_episodes(self, metric: str) -> tuple[float, float, float]:
         """Mean, and the ends of the usual interval: what other episodes of the same groups would give."""
         return mean_and_ends(self.episodes[metric])
 
     def over_groups(self, metric: str) -> Estimate:
-        """Mean, and an interval for other query groups."""
-        return interval(self.resampled[metric], self.num_groups, self.num_rows,
-                        self.scarce if metric in metrics.NEEDS_BOTH else self.num_groups)
+        """Mean, and an interval for other groups, asked about and shown."""
+        return self.widened(metric, self.resampled[metric], self.episodes[metric], least=0.0)
+
+    def widened(self, metric: str, resampled: Floats, values: Floats, least: float) -> Estimate:
+        """The bootstrap over query groups, and on both sides what other training groups could do beside it."""
+        support = self.scarce if metric in metrics.NEEDS_BOTH else self.num_groups
+        found = interval(resampled, self.num_groups, self.num_rows, support)
+        if found.value is None or found.low is None or found.high is None:
+            return found
+        luck = REACH**2 * luck_of_shown(values, self.shown)
+        if math.isnan(luck):
+            return dataclasses.replace(found, low=None, high=None, note="interval not estimable: every episode shows "
+                                       "all training groups that there are")
+        low, high = ((end - found.value) ** 2 + luck for end in (found.low, found.high))
+        low, high = max(least, found.value - low**0.5), min(1.0, found.value + high**0.5)
+        return dataclasses.replace(found, low=low, high=high)
+
+
+class Shown(NamedTuple):
+    """Training groups of E episodes."""
+
+    classes: Ints
+    """E N"""
+    groups: Ints
+    """E N K"""
+    available: Mapping[int, int]
+    """Class -> groups that there are."""
+
+
+def luck_of_shown(values: Floats, shown: Shown) -> float:
+    """The variance that the choice of training groups gives the mean over all episodes; NaN where every episode shows
+    all that there are.
+
+    The mean over supports of size K out of T groups is a U-statistic, whose variance is K^2 / T times that of what one
+    group does to an episode that shows it (Hoeffding 1948, leading term); summed over classes, each by the square of
+    the share of episodes that it is in. What a group does is seen in the mean over the episodes that show it, where it
+    stands for (T - K) / (T - 1) of itself, since the others are drawn from the rest; chance makes such means differ
+    too, and is taken off.
+
+    Args:
+        values: E, one per episode.
+    """
+    count, _, shots = shown.groups.shape
+    effects, weights, unknown = [], [], 0.0
+    for label, available in shown.available.items():
+        within, way = np.nonzero(shown.classes == label)                    # episodes, and where it is in them
+        weight = (len(within) / count) ** 2 * shots**2 / available
+        groups = shown.groups[within, way].reshape(-1)
+        _, place, often = np.unique(groups, return_inverse=True, return_counts=True)
+        if available == shots or len(often) < 2 or len(groups) <= len(often):
+            unknown += weight
+            continue
+        own = np.repeat(values[within], shots)
+        means = np.bincount(place, own) / often
+        by_chance = ((own - means[place]) ** 2).sum() / (len(own) - len(often))
+        seen = means.var(ddof=1) - by_chance * (1 / often).mean()
+        effects.append(seen * ((available - 1) / (available - shots)) ** 2)
+        weights.append(weight)
+    if not effects:
+        return float("nan")
+    known = float(np.dot(effects, weights))
+    return max(0.0, known * (1 + unknown / sum(weights)))  # classes where it cannot be seen are taken to be like these
 
 
 def mean_and_ends(values: Floats) -> tuple[float, float, float]:
@@ -143,18 +206,19 @@ def mean_and_ends(values: Floats) -> tuple[float, float, float]:
 
 
 def differences(one: Told, other: Told, metric: str) -> tuple[tuple[float, float, float], Estimate]:
-    """One minus another on the same episodes and draws: over episodes, over query groups."""
-    support = one.scarce if metric in metrics.NEEDS_BOTH else one.num_groups
-    return (mean_and_ends(one.episodes[metric] - other.episodes[metric]),
-            interval(one.resampled[metric] - other.resampled[metric], one.num_groups, one.num_rows, support))
+    """One minus another on the same episodes and draws: over episodes, over groups."""
+    values, resampled = (ours[metric] - theirs[metric] for ours, theirs in ((one.episodes, other.episodes),
+                                                                          (one.resampled, other.resampled)))
+    return mean_and_ends(values), one.widened(metric, resampled, values, least=-1.0)
 
 
-def tell(episodes: Sequence[Episode], predicted: Sequence[Floats], query: Rows, drawn: npt.NDArray[np.int64]) -> Told:
+def tell(episodes: Sequence[Episode], predicted: Sequence[Floats], support: Rows, query: Rows,
+         drawn: npt.NDArray[np.int64]) -> Told:
     """Score episodes.
 
     Args:
         predicted: q N probabilities per episode.
-        query: what the episodes asked about.
+        support: what the episodes were drawn to show. query: what they asked about.
         drawn: G 1+R, how often each of `np.unique(query.groups)` counts; the first column is once each.
     """
     names = np.unique(query.groups)
@@ -176,7 +240,16 @@ def tell(episodes: Sequence[Episode], predicted: Sequence[Floats], query: Rows, 
     sides = [min(len(set(used[labels == label])), len(set(used[labels != label]))) for label in set(labels.tolist())]
     num_groups = len(set(used.tolist()))
     scarce = min(sides) if len(sides) == 2 else min(num_groups, sum(sides))
-    return Told({name: np.array(values) for name, values in alone.items()}, means, num_groups, len(asked), scarce)
+    return Told({name: np.array(values) for name, values in alone.items()}, means, num_groups, len(asked), scarce,
+                _shown(episodes, support))
+
+
+def _shown(episodes: Sequence[Episode], support: Rows) -> Shown:
+    order = np.argsort(support.rows)
+    rows = np.stack([one.support for one in episodes])                      # E N K
+    groups = support.groups[order][np.searchsorted(support.rows[order], rows)]
+    classes = np.stack([one.classes for one in episodes])
+    return Shown(classes, groups, {int(label): len(support.groups_of(label)) for label in np.unique(classes)})
 
 
 def _scores(truth: Ints, probabilities: Floats, weights: Floats) -> dict[str, Floats]:

@@ -235,7 +235,8 @@ class Asked:
                 predicted: list[Floats] = [
                     likeness(query, support[:, :shots], distance).softmax(-1).double().numpy()
                     for support, query in held]
-                out[distance, shots] = tell(self.episodes, predicted, self.test, self.drawn)
+                fewer = [one._replace(support=one.support[:, :shots]) for one in self.episodes]
+                out[distance, shots] = tell(fewer, predicted, self.train, self.test, self.drawn)
         return out
 
     def _rows(self, split: str) -> Rows:

@@ -85,9 +85,8 @@ class Answer:
         said = [f"{self.num_episodes} episodes of {self.num_classes} classes; guessing is right in {self.chance:.3f}.",
                 f"All episodes ask about the same {self.num_groups} test groups ({one.num_rows} rows). The interval "
                 "over episodes therefore says how well the mean is known for these groups, and shrinks with every "
-                "episode; the one over groups, a bootstrap of the test groups, says what other groups could give. "
-                "Which groups show the classes is drawn anew in every episode, from the same training groups: what "
-                "other training groups would do is in neither."]
+                "episode; the one over groups says what other groups could give: a bootstrap of the test groups, made "
+                "wider by what other training groups could do."]
         if note := one.over_groups("accuracy").note:
             said.append(f"over groups: {note}.")
         for way, about in self.ways.items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines import metrics
-from pipelines.episodes import SHARPNESS, Episode, Rows, able, draw, likeness, mean_and_ends, tell
+from pipelines.episodes import SHARPNESS, Episode, Rows, Shown, able, draw, likeness, luck_of_shown, mean_and_ends, tell
 from pipelines.uncertainty import draw_groups
 
 
@@ -76,18 +76,18 @@ def test_the_nearest_class_mean_is_that_of_a_search_one_by_one():
             assert squared[i, label].item() == pytest.approx(-SHARPNESS * gap)
 
 
-def played(num_classes: int = 3, episodes: int = 6) -> tuple[list[Episode], list[np.ndarray], Rows]:
+def played(num_classes: int = 3, episodes: int = 6) -> tuple[list[Episode], list[np.ndarray], Rows, Rows]:
     train, test = rows(0, 60, classes=num_classes), rows(1, 15, first_group=100, classes=num_classes)
     several = [draw(train, test, list(range(num_classes)), num_classes, 2, 5, 0, i) for i in range(episodes)]
     rng = np.random.default_rng(3)
-    return several, [rng.dirichlet(np.ones(num_classes), len(one.query)) for one in several], test
+    return several, [rng.dirichlet(np.ones(num_classes), len(one.query)) for one in several], train, test
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_scores_are_those_of_each_episode_by_itself_and_of_each_resample_of_groups(num_classes):
-    episodes, predicted, test = played(num_classes)
+    episodes, predicted, train, test = played(num_classes)
     drawn = np.concatenate([np.ones((15, 1), np.int64), draw_groups(15, 40, 0)], axis=1)
-    told = tell(episodes, predicted, test, drawn)
+    told = tell(episodes, predicted, train, test, drawn)
     where = {row: group - 100 for row, group in group_of(test).items()}
     for r in range(41):
         expected: dict[str, list[float]] = {"accuracy": [], "auroc": []}
@@ -111,14 +111,47 @@ def test_the_interval_over_episodes_is_the_usual_one_and_that_over_groups_does_n
     drawn = np.concatenate([np.ones((15, 1), np.int64), draw_groups(15, 400, 0)], axis=1)
     widths = []
     for count in (40, 640):
-        episodes, _, test = played(3, count)
+        episodes, _, train, test = played(3, count)
         hard = {group: group % 2 for group in set(test.groups.tolist())}  # half of the groups are always got wrong
         where = group_of(test)
         predicted = [np.eye(3)[(one.truth + [hard[where[row]] for row in one.query.tolist()]) % 3] for one in episodes]
-        told = tell(episodes, predicted, test, drawn)
+        told = tell(episodes, predicted, train, test, drawn)
         _, low, high = told.over_episodes("accuracy")
         over = told.over_groups("accuracy")
         assert over.low is not None and over.high is not None
         widths.append((high - low, over.high - over.low))
     assert widths[1][0] < widths[0][0] / 3
     assert widths[1][1] > 0.3 and widths[1][1] > 0.7 * widths[0][1]
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(2, 3), (4, 1), (4, 5)])
+def test_the_luck_of_training_groups_is_that_of_drawing_them_anew(ways, shots):
+    """Scores are a sum of what each shown group does, and noise. Over many draws of 20 groups per class, their mean
+    over all episodes varies by as much as is estimated from one draw."""
+    rng, available = np.random.default_rng(0), 20
+
+    def episodes(count: int) -> tuple[np.ndarray, Shown]:
+        effects = rng.normal(0, 0.02, (4, available))
+        classes = np.sort(rng.random((count, 4)).argsort(1)[:, :ways], 1)
+        groups = rng.random((count, ways, available)).argsort(2)[..., :shots]
+        values = effects[classes[..., None], groups].sum((1, 2)) + rng.normal(0, 0.05, count)
+        return values, Shown(classes, groups, dict.fromkeys(range(4), available))
+
+    estimated = float(np.mean([luck_of_shown(*episodes(400)) for _ in range(60)]))
+    truth = 4 * (ways / 4) ** 2 * shots**2 * 0.02**2 / available
+    assert 0.85 * truth < estimated < 1.2 * truth
+    assert 0.75 * truth < np.var([episodes(1500)[0].mean() for _ in range(200)]) < 1.3 * truth
+
+
+def test_groups_that_do_nothing_make_no_interval_wider_and_where_it_cannot_be_seen_there_is_none():
+    rng = np.random.default_rng(0)
+    groups = rng.random((300, 3, 20)).argsort(2)[..., :2]
+    classes = np.tile(np.arange(3), (300, 1))
+    shown = Shown(classes, groups, dict.fromkeys(range(3), 20))
+    luck = [luck_of_shown(rng.normal(0, 0.1, 300), shown) for _ in range(50)]
+    assert np.mean(luck) < 0.1**2 / 300
+    assert luck_of_shown(np.ones(300), shown) == 0
+    assert math.isnan(luck_of_shown(rng.normal(0, 0.1, 300), shown._replace(available=dict.fromkeys(range(3), 2))))
+    values = rng.normal(0, 0.02, 20)[groups].sum((1, 2))
+    some = luck_of_shown(values, shown._replace(available={0: 20, 1: 20, 2: 2}))
+    assert some > luck_of_shown(values, shown), "of the third class nothing can be seen, and it counts for more"
