@@ -218,6 +218,21 @@ def test_an_imported_file_is_fine_tuned_on_films_and_the_result_says_where_it_co
     assert "imported" not in scratch["provenance"]
 
 
+def test_an_imported_encoder_of_photographs_reads_points_where_groups_are_described(tmp_path):
+    path, data = published(tmp_path), contract_of("points")
+    asked = EncoderSettings(tokenizer=Groups(num_groups=8, group_size=8, widths=(8, 8, 16)), size=SMALL)
+    start = resolve(path, asked, data, tmp_path)
+    photograph, encoder = load_encoder(tmp_path / path).encoder.state_dict(), start.build().state_dict()
+    assert all(torch.equal(encoder[name], value) for name, value in photograph.items() if name.startswith("blocks"))
+    assert torch.equal(encoder["place_code.plane.rows"], photograph["place_code.rows"])
+    assert features(start, torch.randn(2, 64, 3)).shape == (2, 8, 24)
+    assert "projected to 3 x 3 patches" in start.said[0] and start.contract == data
+    assert start.provenance()["imported"]["family"] == "mae"
+    assert set(start.fixed) == {"place_code.plane.rows"}, "what the file keeps fixed the arm from scratch has too"
+    with pytest.raises(ContractMismatch, match="describe the new tokenizer"):
+        resolve(path, None, data, tmp_path)
+
+
 def test_an_imported_file_is_pretrained_further_on_films(tmp_path):
     prepare(tmp_path / "data/prepared/xray")
     paragraph = {key: value for key, value in pretrain_settings("xray", steps=2).items() if key != "encoder"}
