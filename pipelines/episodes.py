@@ -170,8 +170,8 @@ def luck_of_shown(values: Floats, shown: Shown) -> float:
     The mean over supports of size K out of T groups is a U-statistic, whose variance is K^2 / T times that of what one
     group does to an episode that shows it (Hoeffding 1948, leading term); summed over classes, each by the square of
     the share of episodes that it is in. What a group does is seen in the mean over the episodes that show it, where it
-    stands for (T - K) / (T - 1) of itself, since the others are drawn from the rest; chance makes such means differ
-    too, and is taken off.
+    stands for (T - K) / (T - 1) of itself, since the others are drawn from the rest. Chance makes such means differ
+    too, by as much less as they share episodes, and is taken off.
 
     Args:
         values: E, one per episode.
@@ -189,8 +189,8 @@ def luck_of_shown(values: Floats, shown: Shown) -> float:
         own = np.repeat(values[within], shots)
         means = np.bincount(place, own) / often
         by_chance = ((own - means[place]) ** 2).sum() / (len(own) - len(often))
-        seen = means.var(ddof=1) - by_chance * (1 / often).mean()
-        effects.append(seen * ((available - 1) / (available - shots)) ** 2)
+        apart = (available - shots) / (available - 1)
+        effects.append(means.var(ddof=1) / apart**2 - by_chance * (1 / often).mean() / apart)
         weights.append(weight)
     if not effects:
         return float("nan")

@@ -124,11 +124,11 @@ def test_the_interval_over_episodes_is_the_usual_one_and_that_over_groups_does_n
     assert widths[1][1] > 0.3 and widths[1][1] > 0.7 * widths[0][1]
 
 
-@pytest.mark.parametrize(("ways", "shots"), [(2, 3), (4, 1), (4, 5)])
-def test_the_luck_of_training_groups_is_that_of_drawing_them_anew(ways, shots):
-    """Scores are a sum of what each shown group does, and noise. Over many draws of 20 groups per class, their mean
-    over all episodes varies by as much as is estimated from one draw."""
-    rng, available = np.random.default_rng(0), 20
+@pytest.mark.parametrize(("ways", "shots", "available"), [(2, 3, 20), (4, 1, 20), (4, 5, 20), (4, 5, 8)])
+def test_the_luck_of_training_groups_is_that_of_drawing_them_anew(ways, shots, available):
+    """Scores are a sum of what each shown group does, and noise. Over many draws of the groups of each class, their
+    mean over all episodes varies by as much as is estimated from one draw."""
+    rng = np.random.default_rng(0)
 
     def episodes(count: int) -> tuple[np.ndarray, Shown]:
         effects = rng.normal(0, 0.02, (4, available))
