@@ -20,6 +20,7 @@ from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
+from pipelines.shift import ShiftRun
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -82,6 +83,12 @@ def test_every_data_run_in_the_pages_validates(page: Path) -> None:
     for name, raw in paragraphs(page, "ingest"):
         run = build(DataRun, raw, f"ingest.{name}")
         build(domain_reader(run.domain).settings, run.read, f"ingest.{name}.read")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_shift_run_in_the_pages_validates(page: Path) -> None:
+    for name, raw in paragraphs(page, "shift"):
+        build(ShiftRun, raw, f"shift.{name}")
 
 
 def test_the_recipes_have_the_published_numbers() -> None:
