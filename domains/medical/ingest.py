@@ -15,7 +15,7 @@ import numpy as np
 from domains.contract import Channel, Contract
 from domains.links import refuse_leading_out
 from domains.medical import burned_in, dicom, film, foreground, nifti, png, slices, volume
-from domains.medical.parsing import MAX_VOXELS, check_pixels, check_voxels, library, parsing
+from domains.medical.parsing import check_pixels, check_voxels, library, parsing
 from domains.medical.settings import CT, Settings, XRay
 from domains.medical.volume import Volume
 from domains.sample import Fact, ManifestRow, Piece, Refused
@@ -195,13 +195,13 @@ def _first(value: Any) -> float | None:
 def _read_ct(row: ManifestRow, settings: CT) -> Piece:
     facts: dict[str, Fact] = {}
     if row.path.name.lower().endswith((".nii", ".nii.gz")):
-        found, form = nifti.read(row.path), "NIfTI"
+        found, form = nifti.read(row.path, settings.max_voxels), "NIfTI"
     else:
         found, form = _read_series(row, settings), "DICOM series"
         if (tilt := volume.shear_degrees(found)) > volume.TILT_TOLERANCE_DEGREES:
-            found, facts["tilt_degrees"] = volume.straighten(found, MAX_VOXELS), round(tilt, 1)
+            found, facts["tilt_degrees"] = volume.straighten(found, settings.max_voxels), round(tilt, 1)
     image = volume.orient(found)
-    mask = None if row.mask_path is None else volume.orient(_read_mask(row.mask_path))
+    mask = None if row.mask_path is None else volume.orient(_read_mask(row.mask_path, settings.max_voxels))
     grid = _grid(image, mask, settings)
     if settings.foreground == "body":
         grid, inside = _body_grid(image, settings)
@@ -255,7 +255,7 @@ def _read_series(row: ManifestRow, settings: CT) -> Volume:
         order, affine = volume.order_slices([one.geometry for one in found],
                                             straight=settings.gantry_tilt == "refuse")
         shape = (len(found), *found[0].geometry.shape)
-        check_voxels(shape)
+        check_voxels(shape, settings.max_voxels)
         values, known = np.empty(shape, dtype=np.float32), np.ones(shape, dtype=bool)
         places = iter(np.argsort(order))  # where each that was found belongs
         for file, some in by_file.items():
@@ -274,10 +274,10 @@ def _may_be_slice(file: Path) -> bool:
         and not file.name.startswith(".")
 
 
-def _read_mask(path: Path) -> Volume:
+def _read_mask(path: Path, max_voxels: int) -> Volume:
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise Refused("masks are read from .nii and .nii.gz")
-    mask = nifti.read(path)
+    mask = nifti.read(path, max_voxels)
     low, high = float(mask.values.min()), float(mask.values.max())
     if low < 0 or high > 255 or not np.array_equal(mask.values, np.round(mask.values)):
         raise Refused(f"its mask holds numbers from {low:g} to {high:g}, expected whole ones from 0 to 255")

@@ -18,13 +18,13 @@ MAX_TRAILING_BYTES = 2 ** 20
 """What may follow a NIfTI file's last voxel."""
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, max_voxels: int) -> Volume:
     """One .nii or .nii.gz, read to its last byte: gzip's checksum stands at the end."""
     nibabel = library("nibabel")
     with parsing("NIfTI"), _open_nifti(path) as stream:
         head = stream.read(348)
         header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
-        shape = _check_nifti_header(header)
+        shape = _check_nifti_header(header, max_voxels)
         size = int(header["vox_offset"]) + int(np.prod(shape)) * header.get_data_dtype().itemsize
         body = stream.read(size - len(head))
         if len(head) + len(body) != size:
@@ -47,7 +47,7 @@ def _open_nifti(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
-def _check_nifti_header(header: Any) -> tuple[int, int, int]:
+def _check_nifti_header(header: Any, max_voxels: int) -> tuple[int, int, int]:
     """The shape, once the header is known to be sane; nothing has been allocated by it so far."""
     if int(header["sizeof_hdr"]) != 348 or bytes(header["magic"]).rstrip(b"\0") != b"n+1":
         raise Refused("not a NIfTI-1 file of one piece")
@@ -57,7 +57,7 @@ def _check_nifti_header(header: Any) -> tuple[int, int, int]:
     shape = (dims[1], dims[2], dims[3])
     if min(shape) < 1:
         raise Refused(f"shape {list(shape)}, expected positive numbers")
-    check_voxels(shape)
+    check_voxels(shape, max_voxels)
     kind = header.get_data_dtype()
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise Refused("voxels are not plain numbers (colour or complex), expected integers or floats")

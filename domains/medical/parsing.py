@@ -13,8 +13,6 @@ from domains.sample import Refused
 
 MAX_PIXELS = 100_000_000
 """Largest film or slice that is decoded: twice the largest detector on the market, and 400 MB as floats."""
-MAX_VOXELS = 512 * 512 * 1024
-"""Largest volume that is read: a whole body at 2 mm, and 1.1 GB as floats."""
 
 _REASONS = {"EOFError": "the file ends early", "BadGzipFile": "its checksum or compression is wrong",
             "error": "its compression is damaged", "MemoryError": "needs more memory than is allowed"}
@@ -46,10 +44,11 @@ def parsing(what: str) -> Iterator[None]:
 def check_pixels(height: int, width: int) -> None:
     """Refuse a film or slice that is larger than any detector."""
     if not 0 < height * width <= MAX_PIXELS:
-        raise Refused(f"{height} x {width} pixels, expected between 1 and {MAX_PIXELS}")
+        raise Refused(f"{height} x {width} pixels, expected between 1 and {MAX_PIXELS}, which no detector has. Remedy: "
+                      "save it smaller")
 
 
-def check_voxels(shape: tuple[int, ...]) -> None:
-    """Refuse a volume that is larger than any scan."""
-    if not 0 < int(np.prod(shape, dtype=np.float64)) <= MAX_VOXELS:
-        raise Refused(f"{' x '.join(map(str, shape))} voxels, expected between 1 and {MAX_VOXELS}")
+def check_voxels(shape: tuple[int, ...], most: int) -> None:
+    """Refuse a volume that is larger than the settings allow."""
+    if not 0 < int(np.prod(shape, dtype=np.float64)) <= most:
+        raise Refused(f"{' x '.join(map(str, shape))} voxels, expected between 1 and {most} (max_voxels)")

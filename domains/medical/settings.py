@@ -78,8 +78,13 @@ class CT:
     check_units: bool = True
     """Stop when the numbers do not look like HU. Switch off for data without air, such as heads cut out of their
     surroundings."""
+    max_voxels: int = 512 * 512 * 1024
+    """Larger volumes are refused: these are a whole body at 2 mm, and take 1.1 GB as floats. For more, raise
+    `limits.memory_gb` as well."""
 
     def __post_init__(self) -> None:
+        if self.max_voxels < 1:
+            raise ValueError(f"max_voxels: found {self.max_voxels}, expected at least 1.")
         if len(self.size) != 3 or min(self.size) < 4:
             raise ValueError(f"size: found {self.size}, expected three numbers of voxels of at least 4. "
                              "Set size: [96, 96, 96].")

@@ -162,7 +162,8 @@ def straighten(volume: Volume, max_voxels: int) -> Volume:
     shape = [count, *(n + int(np.ceil(shift.max())) - start
                       for n, shift, start in zip(volume.values.shape[1:], shifts, starts, strict=True))]
     if np.prod(shape, dtype=np.float64) > max_voxels:
-        raise Refused(f"straightened it would have {' x '.join(map(str, shape))} voxels, expected at most {max_voxels}")
+        raise Refused(f"straightened it would have {' x '.join(map(str, shape))} voxels, expected at most {max_voxels} "
+                      "(max_voxels)")
     values, known = np.zeros(shape, np.float32), np.zeros(shape, bool)
     for k in range(count):
         moved = volume.values[k].astype(np.float32)

@@ -4,6 +4,7 @@ The phantom's values encode world coordinates, so that a voxel says where it cam
 """
 
 import gzip
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -289,6 +290,15 @@ def test_headers_that_cannot_be_true_are_refused(tmp_path: Path, name: str, fiel
     path = nifti(tmp_path / name, np.zeros((9, 9, 9), np.int16), np.eye(4), **fields)
     with pytest.raises(Refused, match=reason):
         ingest.read(row(path), WHOLE)
+
+
+def test_a_volume_over_the_limit_is_refused_by_the_setting_that_allows_it(tmp_path: Path) -> None:
+    values = np.full((16, 16, 8), 40, np.int16)
+    small = replace(WHOLE, max_voxels=2047)
+    for path in (nifti(tmp_path / "v.nii", values, AFFINE), series(tmp_path / "s", values, AFFINE)):
+        with pytest.raises(Refused, match=r"voxels, expected between 1 and 2047 \(max_voxels\)"):
+            ingest.read(row(path), small)
+        assert ingest.read(row(path), replace(small, max_voxels=2048))[0].values.size
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
