@@ -30,6 +30,12 @@ _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "TMPD
 """What a child inherits: no credentials, which a parser has no use for."""
 
 
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
+"""For glibc: arrays of less than 32 MB come from memory that the process has already, of which it keeps 128 MB. Else
+each array of some megabytes is asked of the system and given back, and the pages, zeroed anew, cost a film of
+1,024 x 1,024 as much as all else that is done to it (docs/benchmarks.md)."""
+
+
 class Child:
     """One child process and the state of the reply that is being received."""
 
@@ -41,7 +47,8 @@ class Child:
         # -P: a json.py in the folder where the user stands is not what START imports.
         self.process = subprocess.Popen(
             [sys.executable, "-B", "-P", "-c", worker.START, places],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**kept, **threads})
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**kept, **threads, **_ALLOCATOR})
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self.stdout.fileno(), False)
