@@ -40,6 +40,8 @@ from pipelines.tuned_checkpoints import predict, save_tuned
 from pipelines.two_domains import TwoDomains, groups_seen_by, two_domains, views_of_target
 
 Arm = Literal["source_only", "adapted"]
+MUCH = 1.25
+"""Times the loss of the source alone, on the source, from which on the user is told."""
 SHOWN = 300
 """Samples of each domain in the picture of features."""
 
@@ -174,8 +176,23 @@ def run(name: str, settings: DomainAdaptationRun, root: Path,
         if follows():
             return {}
         summary = _publish(name, settings, root, trained, start, data, work)
+        if said := outweighed({arm: one["val_loss"] for arm, one in summary["chosen"].items()}):
+            print(f"domain_adaptation {name}: {said}")
         work.finish()
         return summary
+
+
+def outweighed(losses: dict[str, float]) -> str:
+    """A sentence where the method has kept the model from learning the source's labels; empty otherwise.
+
+    Args:
+        losses: arm -> mean loss on validation rows of the source.
+    """
+    if set(losses) != {"source_only", "adapted"} or losses["adapted"] <= MUCH * losses["source_only"]:
+        return ""
+    return (f"on validation rows of the source the loss is {losses['adapted']:.3f} adapted, against "
+            f"{losses['source_only']:.3f} of the source alone: the method outweighs the labels. Lower its `weight`, or "
+            "take more steps.")
 
 
 def views(name: str, settings: DomainAdaptationRun) -> tuple[Any, Any]:

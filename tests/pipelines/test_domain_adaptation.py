@@ -157,6 +157,13 @@ def test_groups_of_the_target_count_as_seen_and_are_not_tested_on(project):
         evaluate.run("leaky", build(EvaluateRun, scoring, "evaluate.leaky"), project)
 
 
+def test_a_method_that_keeps_the_model_from_learning_the_labels_is_told_of():
+    told = domain_adaptation.outweighed({"source_only": 0.45, "adapted": 0.69})
+    assert "0.690 adapted, against 0.450" in told and "Lower its `weight`" in told
+    assert not domain_adaptation.outweighed({"source_only": 0.45, "adapted": 0.5})
+    assert not domain_adaptation.outweighed({"adapted": 0.69})
+
+
 def test_two_data_runs_that_fit_one_contract_are_two_domains(project):
     prepare(project / "data/prepared/only_a", sources=("a",), count=160)
     prepare(project / "data/prepared/only_b", sources=("b",), count=160)
