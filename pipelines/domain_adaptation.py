@@ -176,8 +176,8 @@ def run(name: str, settings: DomainAdaptationRun, root: Path,
         if follows():
             return {}
         summary = _publish(name, settings, root, trained, start, data, work)
-        if said := outweighed({arm: one["val_loss"] for arm, one in summary["chosen"].items()}):
-            print(f"domain_adaptation {name}: {said}")
+        if warning := outweighed({arm: one["val_loss"] for arm, one in summary["chosen"].items()}):
+            print(f"domain_adaptation {name}: {warning}")
         work.finish()
         return summary
 
