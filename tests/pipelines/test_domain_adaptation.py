@@ -84,6 +84,18 @@ def test_an_adversary_makes_the_encoder_leave_a_shortcut_that_the_target_does_no
     assert before < 0.7 and after > before + 0.15
 
 
+@pytest.mark.slow
+def test_what_an_averaged_teacher_is_sure_of_teaches_a_sign_that_only_the_target_has(project):
+    prepare(project / "data/prepared/halves", "second sign", count=800)
+    run = asked(data="halves", labelled="halves", labelled_sources=["a"], target_sources=["b"],
+                method={"kind": "averaged_teacher", "threshold": 0.9, "momentum": 0.97, "begins": 0.3},
+                augment={"crop_scale": [0.2, 0.7]}, optimisation={**long(200), "learning_rate": 2e-3})
+    domain_adaptation.run("teacher", run, project)
+    assert accuracy(project, "teacher", "source_only", "a", "halves") > 0.9
+    before, after = (accuracy(project, "teacher", arm, "b", "halves") for arm in ("source_only", "adapted"))
+    assert before < 0.85 and after > before + 0.1
+
+
 @pytest.mark.parametrize("method", [ADVERSARY, TEACHER], ids=["adversary", "teacher"])
 def test_labels_of_the_target_are_not_read(project, method):
     prepare(project / "data/prepared/turned", turned=True)
