@@ -191,6 +191,8 @@ def tunings(name: str, settings: VerdictRun) -> dict[str, FinetuneRun]:
         both = [part.get("optimisation") for part in (settings.tuning, changes)]
         if all(isinstance(one, dict) for one in both):
             paragraph["optimisation"] = {**both[0], **both[1]}  # type: ignore[dict-item]
+        if "head" not in changes:
+            paragraph |= _head_of(paragraph)
         runs[adaptation] = build(FinetuneRun, paragraph, f"verdict.{name}.adaptations.{adaptation}")
     if any(run.processes > 1 for run in runs.values()):
         raise ValueError(f"verdict.{name}.tuning.processes: found above 1, expected 1: cells are trained at once by "
@@ -200,6 +202,18 @@ def tunings(name: str, settings: VerdictRun) -> dict[str, FinetuneRun]:
         raise ValueError(f"verdict.{name}.adaptations: found {first} first, which does not train everything, expected "
                          "one that does: the arm from scratch is tuned by the first. Put `full: {}` in front.")
     return runs
+
+
+def _head_of(paragraph: dict[str, Any]) -> dict[str, Any]:
+    """The head that a protocol takes, where an adaptation names none: the shared one, as far as the protocol has it."""
+    shared = paragraph.get("head")
+    match paragraph.get("protocol"):
+        case "knn":
+            return {"head": {"kind": "nearest"}}
+        case "linear" if shared is None or isinstance(shared, dict):
+            pool = {"pool": shared["pool"]} if shared and "pool" in shared else {}
+            return {"head": {"kind": "sample", "batch_norm": True, **pool}}
+    return {}
 
 
 def plan(settings: VerdictRun, runs: dict[str, FinetuneRun]) -> list[Cell]:

@@ -272,6 +272,16 @@ def test_settings_that_mean_nothing_are_refused(changes, message):
         asked(**changes)
 
 
+def test_probes_need_no_head_of_their_own(project):
+    adaptations = {"full": {}, "linear": {"protocol": "linear"}, "knn": {"protocol": "knn"}}
+    tuning = {**asked().tuning, "head": {"kind": "sample", "pool": "summary"}}
+    run = asked(adaptations=adaptations, budgets=[1.0], tuning=tuning)
+    runs = verdict.tunings("probed", run)
+    assert runs["linear"].head.pool == runs["full"].head.pool == "summary" and runs["knn"].head.kind == "nearest"
+    headlines = verdict.run("probed", run, project)
+    assert "adapted by linear" in headlines["verdict 2"] and "adapted by knn" in headlines["verdict 3"]
+
+
 def test_a_wrong_key_of_an_adaptation_is_refused_by_its_path(project):
     with pytest.raises(SettingsError, match=r"verdict\.x\.adaptations\.lora\.adapterz"):
         verdict.run("x", asked(adaptations={"full": {}, "lora": {"adapterz": []}}), project)
