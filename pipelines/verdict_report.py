@@ -118,7 +118,7 @@ class Answer:
                 continue
             level = "is better than" if ahead.verdict == "hurt" else "is as good as"
             said.append(f"beware: the floor {name} {level} the models ({self.title} {self.floors[name].text()}; "
-                        f"{self.recipe[0]} is ahead of it by {_interval(ahead)}). What it sees may be all that they "
+                        f"{self.recipe[0]} minus the floor {_interval(ahead)}). What it sees may be all that they "
                         "use; a gain by pretraining then says nothing of the rest.")
         return said
 
