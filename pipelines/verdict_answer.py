@@ -62,7 +62,7 @@ def line_of(cell: Cell, told: Told, settings: VerdictRun, prepared: Prepared) ->
     return {"way": cell.way, "budget": cell.budget, "seed": cell.seed, **({"fold": cell.fold} if cell.folds else {}),
             "learning_rate": numbers["learning_rate"], "val_loss": numbers["val_loss"],
             f"test_{headline}": metrics.values(kind, labels, told.predicted)[headline],
-            "groups": numbers["groups"], "trained": numbers["trained"], "seconds": round(numbers["seconds"], 1)}
+            "groups": numbers["groups"], "trained": numbers["trained"], "seconds": round(numbers["seconds"], 3)}
 
 
 def answer_of(name: str, settings: VerdictRun, prepared: Prepared, told: Mapping[Cell, Told], root: Path,
