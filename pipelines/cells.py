@@ -138,9 +138,14 @@ def place(home: Path, cell: Cell, prepared: Prepared, start: Start, code: str) -
     return home / fingerprint(run, start.encoder, start.contract, weights, prepared.digest, code, *fold)
 
 
+def finished(folder: Path) -> bool:
+    """Whether a cell is kept here."""
+    return (folder / "cell.json").is_file()
+
+
 def known(folder: Path) -> Told | None:
     """A cell that is finished, or None."""
-    if not (folder / "cell.json").is_file():
+    if not finished(folder):
         return None
     return Told(np.load(folder / "predicted.npy", allow_pickle=False), json.loads((folder / "cell.json").read_text()))
 

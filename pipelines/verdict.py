@@ -28,7 +28,7 @@ from pipelines.cells import (
     code_of,
     compute_all,
     compute_in_processes,
-    known,
+    finished,
     npy,
     place,
 )
@@ -155,7 +155,7 @@ def run(name: str, settings: VerdictRun, root: Path, share: tuple[int, int] | No
         compute_all(mine, folders, prepared, lambda cell: _start_of(cell, starts), f"{name} {share[0] + 1}/{share[1]}")
         return {"cells": len(mine)}
     inputs = {f"data/prepared/{settings.data}": prepared.digest, **dict.fromkeys(settings.arms.starts.values())}
-    kept = {cell for cell in cells if known(folders[cell]) is not None}
+    kept = {cell for cell in cells if finished(folders[cell])}
     lines: dict[Cell, dict[str, Any]] = {}
     with tracking.open_run(stage="verdict", name=name, root=root, settings=plain(settings), domain=settings.domain,
                            inputs=inputs) as tracked:
