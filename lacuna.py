@@ -47,26 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def predict(checkpoint: str | Path, inputs: Sequence[str | Path], **options: Any) -> list[dict[str, Any]]:
-    """Labels with calibrated probabilities for native files; see pipelines.predict.predict."""
-    from pipelines.predict import predict as call
+    """Labels with calibrated probabilities for native files; see pipelines.prediction.predict.predict."""
+    from pipelines.prediction.predict import predict as call
     return call(checkpoint, inputs, **options)
 
 
 def embed(checkpoint: str | Path, inputs: Sequence[str | Path], **options: Any) -> tuple[list[str], np.ndarray]:
-    """Keys and features (n E) of native files; see pipelines.embed.embed."""
-    from pipelines.embed import embed as call
+    """Keys and features (n E) of native files; see pipelines.prediction.embed.embed."""
+    from pipelines.prediction.embed import embed as call
     return call(checkpoint, inputs, **options)
 
 
 def import_weights(file: str | Path, out: str | Path | None = None, **options: Any) -> tuple[Path, dict[str, Any]]:
-    """A published checkpoint as a checkpoint folder, and its record; see pipelines.import_published.import_weights."""
-    from pipelines.import_published import import_weights as call
+    """A published checkpoint as a checkpoint folder, and its record; see
+    pipelines.weights.import_published.import_weights."""
+    from pipelines.weights.import_published import import_weights as call
     return call(file, out, **options)
 
 
 def export_weights(checkpoint: str | Path, out: str | Path, family: str, encoder_only: bool = False) -> list[str]:
-    """A checkpoint folder as a file in a published family's layout; see pipelines.export_published.export_weights."""
-    from pipelines.export_published import export_weights as call
+    """A checkpoint folder as a file in a published family's layout; see
+    pipelines.weights.export_published.export_weights."""
+    from pipelines.weights.export_published import export_weights as call
     return call(checkpoint, out, family, encoder_only)
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipelines.episodes import Rows, draw, likeness, tell
-from pipelines.uncertainty import draw_groups
+from pipelines.scoring.episodes import Rows, draw, likeness, tell
+from pipelines.scoring.uncertainty import draw_groups
 
 CLASSES, WIDTH, ROWS = 5, 6, 2
 """Classes, numbers per row, rows per group."""

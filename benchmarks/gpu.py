@@ -29,7 +29,7 @@ from models.encoder.transformer import SIZES, Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import ChamferReadout
-from pipelines.batches import on_device
+from pipelines.training.batches import on_device
 
 DTYPE = torch.bfloat16
 WARM, STEPS = 5, 20

@@ -25,8 +25,8 @@ from models.encoder.transformer import SIZES, Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import PixelReadout
-from pipelines.schedule import make_optimiser, parameter_groups
-from pipelines.training import Optimisation
+from pipelines.training.schedule import make_optimiser, parameter_groups
+from pipelines.training.training import Optimisation
 
 MASK_STREAM = 11
 """The stream of chance that random masks are drawn from; the opponent is given the same numbers."""

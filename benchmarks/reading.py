@@ -25,7 +25,7 @@ from domains.contract import Channel, Contract
 from domains.sample import ManifestRow, Piece
 from domains.store import Writer, open_prepared
 from models.encoder.transformer import SIZES
-from pipelines.batches import Source, TrainingBatches, domain_code, on_device
+from pipelines.training.batches import Source, TrainingBatches, domain_code, on_device
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ from models.objectives.distillation import DistillationSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoderSettings
 from models.objectives.objective import Objective, ObjectiveSettings, build_objective
 from models.objectives.self_distillation import SelfDistillation, feature_distance
-from pipelines import checkpoints, tracking
-from pipelines.batches import Batch, Source, domain_code
-from pipelines.pool import pool_rows
 from pipelines.pretrain import (
     Beside,
     Gates,
@@ -37,12 +34,16 @@ from pipelines.pretrain import (
     publish_report,
     record_of,
 )
-from pipelines.processes import follows
-from pipelines.resume import work_folder
 from pipelines.settings import build, plain
-from pipelines.starts import Start, resolve
-from pipelines.tracked_run import Run
-from pipelines.training import Machine, Optimisation
+from pipelines.tracking import tracking
+from pipelines.tracking.tracked_run import Run
+from pipelines.training.batches import Batch, Source, domain_code
+from pipelines.training.pool import pool_rows
+from pipelines.training.processes import follows
+from pipelines.training.resume import work_folder
+from pipelines.training.training import Machine, Optimisation
+from pipelines.weights import checkpoints
+from pipelines.weights.starts import Start, resolve
 
 TEACHER, REPORT = "teacher", "teacher-report"
 """Of a self-distillation: the folder beside the student's weights and in the report; what the latter is called while

@@ -199,7 +199,7 @@ def _published_commands(command: Callable[..., argparse.ArgumentParser]) -> None
 def _stage(options: argparse.Namespace) -> None:
     root = Path.cwd()
     if options.stage == "finetune" and options.run in DOMAINS:
-        from pipelines.folder_run import finetune_folder
+        from pipelines.commands.folder_run import finetune_folder
         finetune_folder(options, root)
         return
     result = run_stage(options.stage, options.run, root, options)
@@ -230,7 +230,7 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
             return adapt.run(name, load_run(stage, name, adapt.AdaptRun, root), root, despite)
         case "finetune":
             from pipelines import finetune
-            from pipelines.finetune_settings import FinetuneRun
+            from pipelines.training.finetune_settings import FinetuneRun
             return finetune.run(name, load_run(stage, name, FinetuneRun, root), root, despite)
         case "domain_adaptation":
             from pipelines import domain_adaptation as between
@@ -263,23 +263,23 @@ def print_result(stage: str, name: str, result: dict[str, Any], root: Path) -> N
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from pipelines.native import Edits
-    from pipelines.predict import predict_to_folder
+    from pipelines.prediction.native import Edits
+    from pipelines.prediction.predict import predict_to_folder
     return predict_to_folder(options.checkpoint, options.inputs, options.out, source=options.source,
                              edits=Edits(options.merge_tokens, tuple(options.patch)), test_time=options.test_time)
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from pipelines.embed import embed_to_parquet
-    from pipelines.native import Edits
+    from pipelines.prediction.embed import embed_to_parquet
+    from pipelines.prediction.native import Edits
     return embed_to_parquet(options.checkpoint, options.inputs, options.out, source=options.source,
                             edits=Edits(options.merge_tokens, tuple(options.patch)))
 
 
 def _import(options: argparse.Namespace) -> None:
-    from pipelines.import_published import import_weights
-    from pipelines.import_report import short
     from pipelines.settings import changes_of
+    from pipelines.weights.import_published import import_weights
+    from pipelines.weights.import_report import short
     out, record = import_weights(options.file, options.out, family=options.family, given=changes_of(options.changes),
                                  missing=options.missing, drop=options.drop, patch=options.patch,
                                  new_channels=options.new_channels)
@@ -287,30 +287,30 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from pipelines.export_published import export_weights
+    from pipelines.weights.export_published import export_weights
     for sentence in export_weights(options.checkpoint, options.out, options.family, options.encoder_only):
         print(sentence)
     print(options.out)
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from pipelines.tuned_checkpoints import fold
+    from pipelines.weights.tuned_checkpoints import fold
     print(f"{fold(options.checkpoint, options.out)}\n{options.out}")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from pipelines.compare import compare
+    from pipelines.commands.compare import compare
     print(compare(options.runs, Path.cwd(), options.out))
 
 
 def _describe(options: argparse.Namespace) -> None:
-    from pipelines.describe import describe
+    from pipelines.commands.describe import describe
     folder = Path(options.data)
     print(describe(folder if (folder / "index.parquet").is_file() else Path("data/prepared") / options.data))
 
 
 def _where(options: argparse.Namespace) -> None:
-    from pipelines.where import where
+    from pipelines.commands.where import where
     print(where(options.run, options.codes, Path.cwd()))
 
 
@@ -320,34 +320,34 @@ def _note(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from pipelines.verify import verify
+    from pipelines.commands.verify import verify
     text, sound = verify(options.names, Path.cwd(), options.quick)
     print(text)
     return 0 if sound else USER_ERROR
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from pipelines.fetch import fetch_any
+    from pipelines.commands.fetch import fetch_any
     text, whole = fetch_any(options.what, options.out, options.mirror, not options.no_download, options.checksums)
     print(text)
     return 0 if whole else USER_ERROR
 
 
 def _init(options: argparse.Namespace) -> None:
-    from pipelines.init import init
+    from pipelines.commands.init import init
     result = init(options.folder, options.out)
     print(result if isinstance(result, str) else json.dumps(result, indent=2, default=str))
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from pipelines.doctor import doctor
+    from pipelines.commands.doctor import doctor
     text, healthy = doctor()
     print(text)
     return 0 if healthy else USER_ERROR
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from pipelines.tracking import sync
+    from pipelines.tracking.tracking import sync
     sent, left = sync(Path.cwd())
     print(f"sync: {sent} runs sent, {left} left")
     return USER_ERROR if left else 0

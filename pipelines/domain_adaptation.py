@@ -26,18 +26,20 @@ from models.heads.task_loss import Imbalance
 from models.heads.tuned import Tuned
 from models.objectives.domain_adversarial import DomainAdversarial, DomainAdversary
 from models.objectives.self_training import PseudoLabels, SelfTraining
-from pipelines import checkpoints, lineage, report, tracking
-from pipelines.batches import Batch, domain_code, in_order
-from pipelines.estimate import announce, with_memory_advice
+from pipelines import report
 from pipelines.finetune import build_model, validation_loss
-from pipelines.processes import follows
-from pipelines.resume import Work, work_folder
+from pipelines.scoring.temperature import fit_temperature
 from pipelines.settings import build, plain
-from pipelines.starts import Start, resolve
-from pipelines.temperature import fit_temperature
-from pipelines.training import Job, Machine, Optimisation, device_of, fit
-from pipelines.tuned_checkpoints import predict, save_tuned
-from pipelines.two_domains import TwoDomains, groups_seen_by, two_domains, views_of_target
+from pipelines.tracking import lineage, tracking
+from pipelines.training.batches import Batch, domain_code, in_order
+from pipelines.training.estimate import announce, with_memory_advice
+from pipelines.training.processes import follows
+from pipelines.training.resume import Work, work_folder
+from pipelines.training.training import Job, Machine, Optimisation, device_of, fit
+from pipelines.training.two_domains import TwoDomains, groups_seen_by, two_domains, views_of_target
+from pipelines.weights import checkpoints
+from pipelines.weights.starts import Start, resolve
+from pipelines.weights.tuned_checkpoints import predict, save_tuned
 
 Arm = Literal["source_only", "adapted"]
 MUCH = 1.25

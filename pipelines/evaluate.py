@@ -24,18 +24,20 @@ from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
 from domains.splits import assert_no_group_is_cut, pseudonym, pseudonyms_of
 from domains.store import open_prepared
-from pipelines import metrics, report, tracking
-from pipelines.assessment import Arm, Unseen, assess
-from pipelines.batches import Source, domain_code
-from pipelines.checkpoints import read_record
-from pipelines.evaluation_pictures import draw
-from pipelines.evaluation_record import METRICS_FILE, Evaluation, rows_of
-from pipelines.floor_features import FloorSettings
-from pipelines.floors import Floor, floor
-from pipelines.outcome import summary, verdict
+from pipelines import report
+from pipelines.scoring import metrics
+from pipelines.scoring.assessment import Arm, Unseen, assess
+from pipelines.scoring.evaluation_pictures import draw
+from pipelines.scoring.evaluation_record import METRICS_FILE, Evaluation, rows_of
+from pipelines.scoring.floor_features import FloorSettings
+from pipelines.scoring.floors import Floor, floor
+from pipelines.scoring.outcome import summary, verdict
+from pipelines.scoring.temperature import probabilities
 from pipelines.settings import plain
-from pipelines.temperature import probabilities
-from pipelines.tuned_checkpoints import fold, load_tuned, predict
+from pipelines.tracking import tracking
+from pipelines.training.batches import Source, domain_code
+from pipelines.weights.checkpoints import read_record
+from pipelines.weights.tuned_checkpoints import fold, load_tuned, predict
 
 
 @dataclass(frozen=True)

@@ -27,23 +27,26 @@ from models.encoder.build import AnyEncoderSettings
 from models.encoder.transformer import EncoderSettings
 from models.heads.predict_sample import PredictSample, SampleHead
 from models.heads.tuned import Tuned
-from pipelines import checkpoints, few_shot_report, report, tracking
-from pipelines.batches import Source, domain_code
-from pipelines.episodes import SHARPNESS, Distance, Episode, Rows, Told, able, draw, likeness, tell
-from pipelines.episodic_tuning import EpisodicTuning, tune
+from pipelines import report
 from pipelines.evaluate import Leak, groups_seen
-from pipelines.few_shot_report import Answer, Way
 from pipelines.finetune import build_model, put_adapters, trained_of
-from pipelines.finetune_settings import Arm
-from pipelines.memory_bank import fill_memories
-from pipelines.metrics import Floats
-from pipelines.probes import frozen_features
+from pipelines.scoring import few_shot_report
+from pipelines.scoring.episodes import SHARPNESS, Distance, Episode, Rows, Told, able, draw, likeness, tell
+from pipelines.scoring.few_shot_report import Answer, Way
+from pipelines.scoring.metrics import Floats
+from pipelines.scoring.temperature import fit_temperature
+from pipelines.scoring.uncertainty import draw_groups
 from pipelines.settings import plain
-from pipelines.starts import Start, resolve
-from pipelines.temperature import fit_temperature
-from pipelines.training import Machine, device_of
-from pipelines.tuned_checkpoints import Trunk, predict, save_tuned
-from pipelines.uncertainty import draw_groups
+from pipelines.tracking import tracking
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.episodic_tuning import EpisodicTuning, tune
+from pipelines.training.finetune_settings import Arm
+from pipelines.training.memory_bank import fill_memories
+from pipelines.training.probes import frozen_features
+from pipelines.training.training import Machine, device_of
+from pipelines.weights import checkpoints
+from pipelines.weights.starts import Start, resolve
+from pipelines.weights.tuned_checkpoints import Trunk, predict, save_tuned
 
 _TEST, _TRAIN, _VAL = 1, 2, 3  # streams of episodes
 MODEL = "model"

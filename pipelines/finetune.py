@@ -27,21 +27,23 @@ from models.encoder.flexible_patches import check_sizes, drawn_size, patches_of
 from models.encoder.initialisation import Initialisation, initialise
 from models.heads.task_loss import TaskLoss
 from models.heads.tuned import HeadSettings, Tuned, build_head
-from pipelines import checkpoints, lineage, report, tracking
-from pipelines.batches import Batch, Source, domain_code
-from pipelines.estimate import announce, with_memory_advice
-from pipelines.finetune_settings import FinetuneRun
-from pipelines.label_budget import labelled_rows
-from pipelines.memory_bank import fill_memories
-from pipelines.probes import fit_linear, fit_neighbours
-from pipelines.processes import follows
-from pipelines.resume import Work, work_folder
+from pipelines import report
+from pipelines.scoring.temperature import fit_temperature
 from pipelines.settings import build, plain
-from pipelines.side_by_side import side_by_side
-from pipelines.starts import Start, resolve
-from pipelines.temperature import fit_temperature
-from pipelines.training import Job, device_of, fit
-from pipelines.tuned_checkpoints import Trunk, predict, save_tuned
+from pipelines.tracking import lineage, tracking
+from pipelines.training.batches import Batch, Source, domain_code
+from pipelines.training.estimate import announce, with_memory_advice
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.label_budget import labelled_rows
+from pipelines.training.memory_bank import fill_memories
+from pipelines.training.probes import fit_linear, fit_neighbours
+from pipelines.training.processes import follows
+from pipelines.training.resume import Work, work_folder
+from pipelines.training.side_by_side import side_by_side
+from pipelines.training.training import Job, device_of, fit
+from pipelines.weights import checkpoints
+from pipelines.weights.starts import Start, resolve
+from pipelines.weights.tuned_checkpoints import Trunk, predict, save_tuned
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _train_side_by_side(name: str, settings: FinetuneRun, root: Path, work: Work
     """Leave finished trainings in the work folder; what a process could not train is trained here afterwards."""
     request = {"name": name, "settings": plain(settings), "root": str(root.resolve()),
                "work": {**dataclasses.asdict(work), "folder": str(work.folder.resolve())}}
-    if failed := side_by_side("pipelines.finetune_share", request, settings.processes, tracked.metrics):
+    if failed := side_by_side("pipelines.training.finetune_share", request, settings.processes, tracked.metrics):
         print(f"finetune {name}: {failed} of {settings.processes} processes ended early; what they leave is trained "
               "here.")
 

@@ -32,12 +32,13 @@ from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
-from pipelines import contact_sheet, data_summary, lineage, refusals, tracking
-from pipelines.engine import Engine, reading
-from pipelines.nameless import nameless
-from pipelines.remote import Read, Remote, Source, is_url
-from pipelines.resources import disk_free, memory, size_text, time_text
+from pipelines.intake import contact_sheet, data_summary, refusals
+from pipelines.intake.engine import Engine, reading
+from pipelines.intake.nameless import nameless
+from pipelines.intake.remote import Read, Remote, Source, is_url
 from pipelines.settings import build, plain
+from pipelines.tracking import lineage, tracking
+from pipelines.training.resources import disk_free, memory, size_text, time_text
 
 Item = TypeVar("Item")
 SITE_CACHE = "core.site_cache_dir, /var/tmp/dvc where that is not set"

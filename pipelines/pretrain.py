@@ -26,16 +26,18 @@ from models.objectives.distillation import DistillationSettings
 from models.objectives.health import effective_rank, embedding_std
 from models.objectives.masked_autoencoder import MaskedAutoencoderSettings
 from models.objectives.objective import Objective, ObjectiveSettings, build_objective, check_fit
-from pipelines import checkpoints, report, tracking
-from pipelines.batches import Batch, Source, domain_code, in_order
-from pipelines.estimate import announce, with_memory_advice
-from pipelines.pool import group_hashes, pool_rows
-from pipelines.processes import follows
-from pipelines.reconstruction import reconstruction_rows
-from pipelines.resume import Work, work_folder
+from pipelines import report
 from pipelines.settings import build, plain
-from pipelines.starts import Start, resolve
-from pipelines.training import Job, Machine, Optimisation, TrainingFailed, device_of, fit
+from pipelines.tracking import tracking
+from pipelines.training.batches import Batch, Source, domain_code, in_order
+from pipelines.training.estimate import announce, with_memory_advice
+from pipelines.training.pool import group_hashes, pool_rows
+from pipelines.training.processes import follows
+from pipelines.training.reconstruction import reconstruction_rows
+from pipelines.training.resume import Work, work_folder
+from pipelines.training.training import Job, Machine, Optimisation, TrainingFailed, device_of, fit
+from pipelines.weights import checkpoints
+from pipelines.weights.starts import Start, resolve
 
 Beside = Callable[[Batch], dict[str, torch.Tensor]]
 """Named losses of a batch."""

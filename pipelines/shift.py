@@ -28,16 +28,17 @@ from domains.publish import folder_in_the_making
 from domains.sample import Task
 from models.heads.tuned import Tuned
 from models.test_time.entropy import Batch
-from pipelines import shift_report, tracking
-from pipelines.assessment import Arm, Unseen, repeats
-from pipelines.batches import Source, domain_code
-from pipelines.checkpoints import RECORD, is_scratch
 from pipelines.evaluate import check_task, check_unseen, headline_of, unseen_rows, write_predictions
+from pipelines.prediction.test_time import TestTime, adapted, batches_of
+from pipelines.scoring import shift_report
+from pipelines.scoring.assessment import Arm, Unseen, repeats
+from pipelines.scoring.shift_scores import Answers, Damage, compare, name_of
+from pipelines.scoring.temperature import probabilities
 from pipelines.settings import plain
-from pipelines.shift_scores import Answers, Damage, compare, name_of
-from pipelines.temperature import probabilities
-from pipelines.test_time import TestTime, adapted, batches_of
-from pipelines.tuned_checkpoints import load_tuned, predict
+from pipelines.tracking import tracking
+from pipelines.training.batches import Source, domain_code
+from pipelines.weights.checkpoints import RECORD, is_scratch
+from pipelines.weights.tuned_checkpoints import load_tuned, predict
 
 SCRATCH = "scratch"
 

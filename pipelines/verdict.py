@@ -17,8 +17,17 @@ import numpy as np
 from domains.publish import folder_in_the_making, write_bytes
 from domains.splits import assert_no_group_is_cut, pseudonyms_of
 from domains.store import Prepared, open_prepared
-from pipelines import metrics, report, tracking, verdict_report
-from pipelines.cells import (
+from pipelines import report
+from pipelines.evaluate import Leak, groups_seen
+from pipelines.finetune import resolve_start
+from pipelines.scoring import metrics
+from pipelines.scoring.floor_features import FloorSettings
+from pipelines.settings import build, plain
+from pipelines.tracking import tracking
+from pipelines.tracking.tracked_run import Run
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.verdicts import verdict_report
+from pipelines.verdicts.cells import (
     LEAST_FOLDS,
     LONGER,
     SCRATCH,
@@ -32,16 +41,10 @@ from pipelines.cells import (
     npy,
     place,
 )
-from pipelines.checkpoints import is_scratch
-from pipelines.evaluate import Leak, groups_seen
-from pipelines.finetune import resolve_start
-from pipelines.finetune_settings import FinetuneRun
-from pipelines.floor_features import FloorSettings
-from pipelines.settings import build, plain
-from pipelines.starts import Start
-from pipelines.tracked_run import Run
-from pipelines.verdict_answer import answer_of, line_of
-from pipelines.verdict_report import Answer
+from pipelines.verdicts.verdict_answer import answer_of, line_of
+from pipelines.verdicts.verdict_report import Answer
+from pipelines.weights.checkpoints import is_scratch
+from pipelines.weights.starts import Start
 
 CELLS = ".work/verdict"
 """Where cells are kept, by project: outside what DVC deletes before a stage."""

@@ -54,7 +54,7 @@ def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads that failed are tried again at once."""
-    monkeypatch.setattr("pipelines.download.time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr("pipelines.intake.download.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

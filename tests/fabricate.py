@@ -26,12 +26,12 @@ from models.encoder.chance import Chance, chance_of
 from models.encoder.transformer import Encoder
 from models.objectives.masked_autoencoder import MaskedAutoencoder
 from pipelines import pretrain
-from pipelines.batches import Batch, Source, domain_code
-from pipelines.checkpoints import state_hash
 from pipelines.pretrain import PretrainRun
-from pipelines.processes import follows
 from pipelines.settings import build
-from pipelines.training import Job, Losses, fit
+from pipelines.training.batches import Batch, Source, domain_code
+from pipelines.training.processes import follows
+from pipelines.training.training import Job, Losses, fit
+from pipelines.weights.checkpoints import state_hash
 
 SIZES = {"xray": (1, 16, 16), "ct": (1, 12, 12, 12), "multispectral": (3, 16, 16), "points": (64, 3)}
 DOMAINS = {"xray": "medical", "ct": "medical", "multispectral": "satellite", "points": "pointcloud"}

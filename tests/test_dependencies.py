@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from benchmarks.faults import versions
 from benchmarks.faults.versions import ADVISORIES, Advisory, faults
-from pipelines.doctor import LIBRARIES, OLDEST_PYTHON
+from pipelines.commands.doctor import LIBRARIES, OLDEST_PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

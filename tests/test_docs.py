@@ -13,14 +13,14 @@ from models.adapters.adapter import AdapterSettings
 from models.encoder.mask_lists import num_visible
 from models.heads.tuned import HeadSettings
 from pipelines.adapt import AdaptRun
-from pipelines.batches import domain_code
 from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.few_shot import FewShotRun
-from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
 from pipelines.shift import ShiftRun
+from pipelines.training.batches import domain_code
+from pipelines.training.finetune_settings import FinetuneRun
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,13 +18,13 @@ from sklearn.metrics import roc_auc_score
 from domains.sample import Task
 from domains.store import Prepared, open_prepared
 from pipelines import finetune, ingest, sample
-from pipelines.batches import Source, domain_code
-from pipelines.finetune_settings import FinetuneRun
-from pipelines.floor_features import FloorSettings, ManifestFloor
-from pipelines.floors import floor
 from pipelines.pretrain import PretrainRun
+from pipelines.scoring.floor_features import FloorSettings, ManifestFloor
+from pipelines.scoring.floors import floor
 from pipelines.settings import build
-from pipelines.tuned_checkpoints import load_tuned, predict
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights.tuned_checkpoints import load_tuned, predict
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -83,7 +83,8 @@ def test_pretraining_and_fine_tuning_from_prepared_data_work_there(minimal_pytho
 
 def test_doctor_names_the_extra_of_each_missing_library_there(minimal_python: Path, tmp_path: Path) -> None:
     report = run(minimal_python, "-c", "import sys; sys.path.insert(0, sys.argv[1])\n"
-                 "from pipelines.doctor import doctor\ntext, ok = doctor(); print(text); sys.exit(not ok)", str(ROOT),
+                 "from pipelines.commands.doctor import doctor\ntext, ok = doctor(); print(text); sys.exit(not ok)",
+                 str(ROOT),
                  cwd=tmp_path)
     for library, extra in [("pydicom", "medical"), ("rasterio", "satellite"), ("open3d-cpu", "pointcloud"),
                            ("mlflow", "tracking"), ("dvc", "pipeline")]:

@@ -13,17 +13,17 @@ from models.encoder.build import build_encoder
 from models.encoder.chance import chance_of
 from models.objectives.objective import build_objective
 from pipelines.adapt import AdaptRun
-from pipelines.batches import domain_code
 from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.evaluate import EvaluateRun
 from pipelines.few_shot import FewShotRun
 from pipelines.finetune import build_augment
-from pipelines.finetune_settings import FinetuneRun
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.pretrain import PretrainRun
 from pipelines.sample import SampleRun
 from pipelines.settings import SettingsError, build, load_run, plain
 from pipelines.shift import ShiftRun
+from pipelines.training.batches import domain_code
+from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.verdict import VerdictRun, tunings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,10 +22,10 @@ from benchmarks.faults.small_project import draw, read
 from domains.seal import DamagedData
 from domains.store import open_prepared
 from models.encoder.transformer import Encoder, EncoderSettings
-from pipelines import checkpoints
-from pipelines.batches import Source, domain_code
+from pipelines.commands.verify import verify
 from pipelines.settings import build
-from pipelines.verify import verify
+from pipelines.training.batches import Source, domain_code
+from pipelines.weights import checkpoints
 
 RUNS = ("xray", "ct", "parcels", "shapes")
 SMALLER = {"labelled": 24, "unlabelled": 12}

@@ -23,11 +23,11 @@ from domains.store import open_prepared
 from models.encoder.build import build_encoder
 from models.encoder.chance import Chance
 from models.objectives.objective import build_objective
-from pipelines.bad_steps import NotFinite
-from pipelines.batches import Batch, Source, TrainingBatches, domain_code, on_device
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from pipelines.training import Job, fit
+from pipelines.training.bad_steps import NotFinite
+from pipelines.training.batches import Batch, Source, TrainingBatches, domain_code, on_device
+from pipelines.training.training import Job, fit
 
 STEPS = 400
 

@@ -2,7 +2,8 @@
 `python -m benchmarks.faults.outside_reads`.
 
 Every attempt has a file of its own outside the data folder, which the kernel watches (inotify), and a path of its own
-on a server that listens on this machine. All go through the stage `ingest`, archives through pipelines/archives.py.
+on a server that listens on this machine. All go through the stage `ingest`, archives through
+pipelines/intake/archives.py.
 Promised: no watched file is opened by anyone, nobody calls, no byte of those files lies in what was written, and
 nothing is written beside them. Controls show that an open, a call and such bytes would be seen.
 """
@@ -42,8 +43,8 @@ from benchmarks.faults.outside_attempts import (
 )
 from domains.manifest import ManifestError
 from pipelines import ingest
-from pipelines.archives import ArchiveRefused, unpack
 from pipelines.ingest import DataRun
+from pipelines.intake.archives import ArchiveRefused, unpack
 from pipelines.settings import build
 
 NUM_GOOD = 3

@@ -16,7 +16,7 @@ import yaml
 
 from domains import seal
 from domains.seal import hash_file
-from pipelines import checkpoints
+from pipelines.weights import checkpoints
 from tests.pipelines.published_files import Calls, mae_tensors
 
 RUN = "xray"

@@ -24,7 +24,8 @@ import yaml
 
 from benchmarks.faults import payload_files, small_project
 from benchmarks.faults.payload_files import PRETRAINED, RUN, TUNED
-from pipelines import cli, resume
+from pipelines import cli
+from pipelines.training import resume
 
 COMMANDS = {
     "verify": ("verify",), "describe": ("describe", RUN), "ingest": ("ingest", RUN), "pretrain": ("pretrain", RUN),

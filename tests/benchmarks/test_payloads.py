@@ -23,7 +23,7 @@ def test_the_program_in_the_payloads_runs_where_it_is_let(tmp_path: Path) -> Non
 
 
 def test_a_resume_state_that_carries_a_program_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    from pipelines.training import _left_by_a_killed_run
+    from pipelines.training.training import _left_by_a_killed_run
 
     for content in (payload_files.torch_pickle, payload_files.old_torch_pickle, payload_files.plain_pickle):
         (tmp_path / "resume.pt").write_bytes(content(tmp_path / "canary"))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.published.rebuild import Rebuilt
-from pipelines.import_published import import_file, load_imported
+from pipelines.weights.import_published import import_file, load_imported
 
 SYSTEMS = ("mae", "point_cmae", "point_mae", "channelvit", "satmae", "satmae_pp", "peft", "hi_end_mae", "monai_vit",
            "uni4eye_pp", "medical_mae", "swin_unetr_ssl")

@@ -14,7 +14,7 @@ from models.adapters.adapter import adapter_state
 from models.adapters.seams import added, merged
 from models.adapters.singular_values import split
 from models.published.rebuild import Rebuilt
-from pipelines.import_published import import_file, load_imported
+from pipelines.weights.import_published import import_file, load_imported
 from tests.parity.compare import Case, Taps
 
 EXEMPT: dict[str, str] = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.evaluation_record import ArmResult, Cost, Evaluation, FloorResult
-from pipelines.uncertainty import Estimate
+from pipelines.scoring.evaluation_record import ArmResult, Cost, Evaluation, FloorResult
+from pipelines.scoring.uncertainty import Estimate
 
 
 def estimate(value: float | None, low: float | None = None, high: float | None = None, note: str = "") -> Estimate:

@@ -9,8 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from pipelines import tracking
 from pipelines.ingest import DomainReader
+from pipelines.tracking import tracking
 from tests.pipelines import fake_domain
 
 

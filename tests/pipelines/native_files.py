@@ -19,7 +19,7 @@ from models.heads.predict_sample import SampleHead
 from models.heads.task_loss import TaskLoss
 from models.heads.tuned import Tuned, build_head
 from pipelines.settings import build
-from pipelines.tuned_checkpoints import save_tuned
+from pipelines.weights.tuned_checkpoints import save_tuned
 
 DOMAINS = {"xray": "medical", "ct": "medical", "multispectral": "satellite", "points": "pointcloud"}
 READ: dict[str, dict[str, Any]] = {

@@ -19,14 +19,15 @@ import yaml
 from domains.contract import ContractMismatch
 from domains.store import open_prepared
 from models.objectives.masked_autoencoder import MaskedAutoencoder
-from pipelines import adapt, checkpoints, verdict
+from pipelines import adapt, verdict
 from pipelines.adapt import AdaptRun
-from pipelines.checkpoints import CheckpointError, load_encoder, part_weights, read_record
 from pipelines.evaluate import Leak
-from pipelines.pool import group_hashes
 from pipelines.settings import SettingsError, build
-from pipelines.starts import resolve
+from pipelines.training.pool import group_hashes
 from pipelines.verdict import VerdictRun
+from pipelines.weights import checkpoints
+from pipelines.weights.checkpoints import CheckpointError, load_encoder, part_weights, read_record
+from pipelines.weights.starts import resolve
 from tests.fabricate import prepare, pretrain_settings, pretrained
 from tests.pipelines.published_files import mae_file
 
@@ -106,7 +107,7 @@ def test_another_objective_than_the_start_s_begins_its_parts_anew_and_says_so(pr
 
 
 def test_published_weights_go_on_with_their_licence(project):
-    from pipelines.import_published import import_file
+    from pipelines.weights.import_published import import_file
     mae_file(project / "mae.pth", patch=4)
     import_file(project / "mae.pth", project / "artifacts/import/mae", given={"num_heads": 3})
     mild = {"decoder": {"width": 16, "depth": 1, "num_heads": 2}}

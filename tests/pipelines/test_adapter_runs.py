@@ -16,13 +16,13 @@ from domains.store import open_prepared
 from models.adapters.prior_prompts import memories
 from models.adapters.seams import added
 from pipelines import evaluate, finetune, pretrain
-from pipelines.batches import Source, domain_code, in_order
-from pipelines.checkpoints import CheckpointError, load_encoder
 from pipelines.evaluate import EvaluateRun
-from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
-from pipelines.tuned_checkpoints import fold, load_tuned, predict
+from pipelines.training.batches import Source, domain_code, in_order
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights.checkpoints import CheckpointError, load_encoder
+from pipelines.weights.tuned_checkpoints import fold, load_tuned, predict
 from tests.fabricate import pretrain_settings, pretrained
 
 pytestmark = pytest.mark.usefixtures("no_tracking")

@@ -12,11 +12,11 @@ import torch
 from domains.store import open_prepared
 from models.encoder.build import build_encoder
 from models.objectives.objective import build_objective
-from pipelines.batches import Source, domain_code
-from pipelines.checkpoints import state_hash
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from pipelines.training import Job, fit
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.training import Job, fit
+from pipelines.weights.checkpoints import state_hash
 from tests.fabricate import DOMAINS, prepare, pretrain_settings
 
 DECODER = {"kind": "transformer", "width": 16, "depth": 1, "num_heads": 2}

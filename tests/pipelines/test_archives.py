@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.archives import ArchiveRefused, unpack
+from pipelines.intake.archives import ArchiveRefused, unpack
 
 LIMIT = 2**30
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from domains.sample import Task
-from pipelines.assessment import Arm, Unseen, assess
 from pipelines.evaluate import EvaluateRun
-from pipelines.evaluation_pictures import draw
-from pipelines.evaluation_record import Evaluation, from_json
-from pipelines.floors import Floor
-from pipelines.metrics import HEADLINE, values
-from pipelines.outcome import summary
+from pipelines.scoring.assessment import Arm, Unseen, assess
+from pipelines.scoring.evaluation_pictures import draw
+from pipelines.scoring.evaluation_record import Evaluation, from_json
+from pipelines.scoring.floors import Floor
+from pipelines.scoring.metrics import HEADLINE, values
+from pipelines.scoring.outcome import summary
 
 ROWS, GROUPS = 240, 80
 TASKS = {"single_label": Task("single_label", ("y",), ("a", "b", "c")),

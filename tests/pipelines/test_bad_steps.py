@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from models.encoder.chance import Chance
-from pipelines import training_module
-from pipelines.bad_steps import NotFinite
-from pipelines.batches import Batch, TrainingBatches
-from pipelines.checkpoints import state_hash
-from pipelines.training import Job, fit
+from pipelines.training import training_module
+from pipelines.training.bad_steps import NotFinite
+from pipelines.training.batches import Batch, TrainingBatches
+from pipelines.training.training import Job, fit
+from pipelines.weights.checkpoints import state_hash
 from tests.fabricate import prepare, spoilt, untrained
 
 STEPS = 24

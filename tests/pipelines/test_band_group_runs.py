@@ -11,10 +11,10 @@ from PIL import Image
 
 from domains import contract as contracts
 from pipelines import finetune, pretrain
-from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
-from pipelines.tuned_checkpoints import load_tuned
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights.tuned_checkpoints import load_tuned
 from tests import fabricate
 
 pytestmark = pytest.mark.usefixtures("no_tracking")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from domains.publish import write_bytes, write_text
 from pipelines import report
-from pipelines.compare import compare, final_table
-from pipelines.loggable import check_table
+from pipelines.commands.compare import compare, final_table
+from pipelines.tracking.loggable import check_table
 from tests.pipelines.evaluations import estimate, evaluation
 
 
@@ -77,7 +77,7 @@ def test_an_export_has_every_estimate_and_one_picture_per_unit(project: Path, tm
 
 
 def test_estimates_may_go_to_the_tracking_server(project: Path, tmp_path: Path) -> None:
-    from pipelines.evaluation_record import rows_of
+    from pipelines.scoring.evaluation_record import rows_of
 
     report.write_csv(tmp_path / "metrics.csv", rows_of(evaluation()))
     check_table(tmp_path / "metrics.csv")  # raises where a column could name somebody

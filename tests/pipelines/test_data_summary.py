@@ -8,8 +8,8 @@ import numpy as np
 from domains import contract as contracts
 from domains.sample import ManifestRow, Piece
 from domains.store import Writer, open_prepared
-from pipelines import data_summary
-from pipelines.describe import _gaps
+from pipelines.commands.describe import _gaps
+from pipelines.intake import data_summary
 from tests.fabricate import contract_of
 
 

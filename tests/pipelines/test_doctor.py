@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import doctor as module
-from pipelines.doctor import Library, database_fault, explain_import_error, import_fault, project, tracking_store
+from pipelines.commands import doctor as module
+from pipelines.commands.doctor import (
+    Library,
+    database_fault,
+    explain_import_error,
+    import_fault,
+    project,
+    tracking_store,
+)
 
 
 def levels(findings: list[module.Finding]) -> list[str]:

@@ -15,17 +15,17 @@ from domains.contract import ContractMismatch
 from domains.store import open_prepared
 from models.encoder.chance import chance_of
 from pipelines import domain_adaptation, evaluate
-from pipelines.batches import Source, domain_code
-from pipelines.checkpoints import read_record
 from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.evaluate import EvaluateRun, Leak
-from pipelines.pool import group_hashes
 from pipelines.pretrain import PretrainRun
 from pipelines.pretrain import run as pretrain
 from pipelines.settings import SettingsError, build
-from pipelines.starts import resolve
-from pipelines.tuned_checkpoints import load_tuned, predict
-from pipelines.two_domains import two_domains, views_of_target
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.pool import group_hashes
+from pipelines.training.two_domains import two_domains, views_of_target
+from pipelines.weights.checkpoints import read_record
+from pipelines.weights.starts import resolve
+from pipelines.weights.tuned_checkpoints import load_tuned, predict
 from tests.fabricate import prepare as prepare_other
 from tests.fabricate import pretrain_settings
 from tests.two_sources import prepare

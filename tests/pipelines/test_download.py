@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.download import fetch
-from pipelines.https import refuse_address
-from pipelines.object_store import store
-from pipelines.transfer import NotFetched, Transfer, Wanted
+from pipelines.intake.download import fetch
+from pipelines.intake.https import refuse_address
+from pipelines.intake.object_store import store
+from pipelines.intake.transfer import NotFetched, Transfer, Wanted
 from tests.pipelines.loopback import Site, serving
 
 FILM = bytes(range(256)) * 4096

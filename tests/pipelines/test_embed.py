@@ -10,10 +10,10 @@ import pytest
 
 import lacuna
 from domains.quarantine import Limits
-from pipelines import checkpoints
-from pipelines.batches import Source, domain_code
-from pipelines.embed import embed, embed_to_parquet
+from pipelines.prediction.embed import embed, embed_to_parquet
 from pipelines.pretrain import embed as embed_prepared
+from pipelines.training.batches import Source, domain_code
+from pipelines.weights import checkpoints
 from tests.pipelines.native_files import ingest_files, tuned
 
 pytest.importorskip("PIL", reason="reading PNG needs pillow")

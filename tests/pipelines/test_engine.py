@@ -10,8 +10,8 @@ import pytest
 from domains.quarantine import Limits, Reader
 from domains.sample import ManifestRow
 from pipelines import ingest
-from pipelines.engine import Engine, code_hash, reading
 from pipelines.ingest import DataRun
+from pipelines.intake.engine import Engine, code_hash, reading
 from pipelines.settings import SettingsError, build
 from tests.pipelines import fake_domain
 from tests.pipelines.fake_ingest import make_files, stand_in

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import metrics
-from pipelines.episodes import SHARPNESS, Episode, Rows, Shown, able, draw, likeness, luck_of_shown, mean_and_ends, tell
-from pipelines.uncertainty import draw_groups
+from pipelines.scoring import metrics
+from pipelines.scoring.episodes import (
+    SHARPNESS,
+    Episode,
+    Rows,
+    Shown,
+    able,
+    draw,
+    likeness,
+    luck_of_shown,
+    mean_and_ends,
+    tell,
+)
+from pipelines.scoring.uncertainty import draw_groups
 
 
 def rows(seed: int, groups: int, first_group: int = 0, classes: int = 4) -> Rows:

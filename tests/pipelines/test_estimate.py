@@ -9,13 +9,13 @@ from domains.publish import DiskFull
 from domains.store import open_prepared
 from models.encoder.transformer import Encoder
 from models.objectives.masked_autoencoder import MaskedAutoencoder
-from pipelines import estimate as module
-from pipelines.batches import Source, domain_code
-from pipelines.checkpoints import state_hash
-from pipelines.estimate import announce, estimate, out_of_memory_advice, with_memory_advice
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from pipelines.training import Job, TrainingFailed
+from pipelines.training import estimate as module
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.estimate import announce, estimate, out_of_memory_advice, with_memory_advice
+from pipelines.training.training import Job, TrainingFailed
+from pipelines.weights.checkpoints import state_hash
 from tests.fabricate import prepare, pretrain_settings
 
 

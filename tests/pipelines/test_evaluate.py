@@ -24,14 +24,14 @@ from models.heads.predict_sample import SampleHead
 from models.heads.task_loss import TaskLoss
 from models.heads.tuned import Tuned, build_head
 from pipelines import evaluate
-from pipelines.assessment import repeated_rows
-from pipelines.batches import Source, domain_code
 from pipelines.evaluate import EvaluateRun, Leak, StaleCheckpoint
-from pipelines.evaluation_record import load
-from pipelines.floor_features import IntensityFloor
-from pipelines.probes import fit_linear
+from pipelines.scoring.assessment import repeated_rows
+from pipelines.scoring.evaluation_record import load
+from pipelines.scoring.floor_features import IntensityFloor
 from pipelines.settings import build, plain
-from pipelines.tuned_checkpoints import load_tuned, predict, save_tuned
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.probes import fit_linear
+from pipelines.weights.tuned_checkpoints import load_tuned, predict, save_tuned
 from tests.fabricate import DOMAINS, TOKENIZERS, prepare
 
 pytestmark = pytest.mark.usefixtures("no_tracking")
@@ -218,7 +218,7 @@ def test_the_registered_model_is_chosen_by_validation_loss_and_not_by_its_test_s
                        "pretrained": {"val_loss": 0.3, "val_loss_by_seed": {"0": 0.59, "1": 0.01}}}
     path.write_text(json.dumps(tuned))
     registered: list[tuple[Path, str, dict[str, float]]] = []
-    monkeypatch.setattr("pipelines.tracked_run.Run.model",
+    monkeypatch.setattr("pipelines.tracking.tracked_run.Run.model",
                         lambda self, folder, name, metrics: registered.append((folder, name, metrics)))
     evaluate.run("x", settings_of(), tmp_path)
     evaluate.run("y", settings_of(register=False), tmp_path)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from pipelines.evaluation_pictures import difference_rows, reliability, roc, roc_points, score_rows
-from pipelines.metrics import values
+from pipelines.scoring.evaluation_pictures import difference_rows, reliability, roc, roc_points, score_rows
+from pipelines.scoring.metrics import values
 from tests.pipelines.evaluations import evaluation
 
 

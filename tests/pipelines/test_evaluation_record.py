@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.evaluation_record import Cost, from_json, load, rows_of
+from pipelines.scoring.evaluation_record import Cost, from_json, load, rows_of
 from pipelines.settings import SettingsError
 from tests.pipelines.evaluations import estimate, evaluation
 

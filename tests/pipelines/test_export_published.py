@@ -9,11 +9,11 @@ from lacuna import export_weights, main
 from models.encoder.patches import see_all
 from models.published.translation import CannotImport
 from pipelines import finetune, pretrain
-from pipelines.checkpoints import load_encoder
-from pipelines.finetune_settings import FinetuneRun
-from pipelines.import_published import import_file, load_imported
-from pipelines.open_published import open_published
 from pipelines.settings import build
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights.checkpoints import load_encoder
+from pipelines.weights.import_published import import_file, load_imported
+from pipelines.weights.open_published import open_published
 from tests.fabricate import prepare, pretrain_settings
 from tests.pipelines.published_files import mae_file, mae_tensors
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from domains import seal
-from pipelines.fetch import fetch_any
+from pipelines.commands.fetch import fetch_any
 from tests.pipelines.loopback import Site, serving
 
 

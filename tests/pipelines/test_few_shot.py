@@ -17,13 +17,13 @@ import lacuna
 from domains.sample import Task
 from domains.store import open_prepared
 from pipelines import few_shot
-from pipelines.batches import Source, domain_code
-from pipelines.checkpoints import load_encoder
 from pipelines.evaluate import Leak
 from pipelines.few_shot import Asked, FewShotRun, Scale, set_class_means
 from pipelines.pretrain import group_hashes
 from pipelines.settings import SettingsError, build, plain
-from pipelines.tuned_checkpoints import load_tuned, predict
+from pipelines.training.batches import Source, domain_code
+from pipelines.weights.checkpoints import load_encoder
+from pipelines.weights.tuned_checkpoints import load_tuned, predict
 from tests.fabricate import pretrained
 
 TUNING = {"adapters": [{"kind": "prompts", "num_prompts": 2, "deep": True}], "steps": 6, "ways": 2, "shots": 2,

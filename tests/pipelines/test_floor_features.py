@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from domains.store import open_prepared
-from pipelines.floor_features import (
+from pipelines.scoring.floor_features import (
     FactsFloor,
     FloorSettings,
     IntensityFloor,

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from domains.store import Prepared, open_prepared
-from pipelines import metrics
-from pipelines.floor_features import (
+from pipelines.scoring import metrics
+from pipelines.scoring.floor_features import (
     FactsFloor,
     IntensityFloor,
     ManifestFloor,
     ShapeFloor,
 )
-from pipelines.floors import Question, fit, floor
+from pipelines.scoring.floors import Question, fit, floor
 from tests.fabricate import prepare
 from tests.pipelines.floor_data import facts_data
 

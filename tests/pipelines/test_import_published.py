@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from lacuna import import_weights, main
 from models.encoder.patches import see_all
 from models.published.translation import CannotImport
-from pipelines.checkpoints import CheckpointError, load_encoder
-from pipelines.import_published import import_file, load_imported
-from pipelines.open_published import open_published
+from pipelines.weights.checkpoints import CheckpointError, load_encoder
+from pipelines.weights.import_published import import_file, load_imported
+from pipelines.weights.open_published import open_published
 from tests.pipelines.published_files import NAMES, Calls, hostile_files, mae_file, mae_tensors, rebuilt
 
 GIVEN = {"num_heads": 3, "decoder_num_heads": 2}

@@ -17,9 +17,9 @@ from domains.sample import ManifestRow, Piece
 from domains.splits import GroupCut, cut_groups
 from domains.store import Writer, open_prepared
 from pipelines import ingest
-from pipelines.describe import describe
+from pipelines.commands.describe import describe
 from pipelines.ingest import DataRun, IngestFailed
-from pipelines.refusals import TooManyRefused
+from pipelines.intake.refusals import TooManyRefused
 from pipelines.settings import SettingsError, build
 from tests.fabricate import contract_of
 from tests.pipelines.fake_ingest import make_files, stand_in
@@ -220,7 +220,7 @@ def test_describe_says_what_was_ingested_and_what_was_not(tmp_path: Path) -> Non
 
 def test_the_contact_sheet_shows_every_split_and_source(tmp_path: Path) -> None:
     image_of = pytest.importorskip("PIL.Image")
-    from pipelines.contact_sheet import choose
+    from pipelines.intake.contact_sheet import choose
     make_files(tmp_path, splits=True)
     ingest.run("a", settings(), tmp_path)
     prepared = open_prepared(tmp_path / "data/prepared/a")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from domains.manifest import ManifestError, read_manifest
+from pipelines.commands.init import ENDINGS, init, look
 from pipelines.ingest import DataRun, domain_reader
-from pipelines.init import ENDINGS, init, look
 from pipelines.settings import build, load_run
 
 

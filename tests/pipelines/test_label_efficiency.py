@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.label_budget import label_order
-from pipelines.label_efficiency import Curve, gain, gains, rise, worth
-from pipelines.uncertainty import t_reach
+from pipelines.scoring.uncertainty import t_reach
+from pipelines.training.label_budget import label_order
+from pipelines.verdicts.label_efficiency import Curve, gain, gains, rise, worth
 
 
 def curve(means: list[float], groups: tuple[int, ...], seeds: int = 3, noise: float = 0.0, resamples: int = 200,

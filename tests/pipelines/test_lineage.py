@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import lineage
+from pipelines.tracking import lineage
 
 PROJECT = Path(lineage.__file__).parents[1]
 
@@ -88,7 +88,8 @@ def _keys_under_one_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
     """What two stages see that one process called `dvc` starts."""
     dvc = folder / "dvc"
     dvc.write_text("import subprocess, sys\nfor _ in range(2):\n    subprocess.run([sys.argv[1], '-c', sys.argv[2]])\n")
-    code = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from pipelines.lineage import *; print(pipeline_key())"
+    code = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); " \
+           "from pipelines.tracking.lineage import *; print(pipeline_key())"
     monkeypatch.setenv("DVC_STAGE", "x")
     monkeypatch.delenv("LACUNA_PIPELINE", raising=False)
     done = subprocess.run([sys.executable, str(dvc), sys.executable, code], capture_output=True, text=True, check=True)

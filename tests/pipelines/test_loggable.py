@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import loggable
+from pipelines.tracking import loggable
 
 
 @dataclass(frozen=True)

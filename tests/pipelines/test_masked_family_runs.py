@@ -14,9 +14,9 @@ from domains import contract as contracts
 from domains.seal import hash_file
 from domains.store import open_prepared
 from pipelines import pretrain
-from pipelines.checkpoints import load_encoder, read_record
 from pipelines.pretrain import PretrainRun, group_hashes
 from pipelines.settings import SettingsError, build
+from pipelines.weights.checkpoints import load_encoder, read_record
 from tests.fabricate import TOKENIZERS, prepare, pretrain_settings
 
 pytestmark = pytest.mark.usefixtures("no_tracking")

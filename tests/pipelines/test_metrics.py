@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as judge
 
-from pipelines import metrics
+from pipelines.scoring import metrics
 
 ROWS = 120
 

@@ -5,14 +5,14 @@ from torch import Tensor, nn
 from domains.store import open_prepared
 from models.encoder.transformer import Encoder
 from models.objectives.masked_autoencoder import MaskedAutoencoder
-from pipelines import estimate
-from pipelines.batches import Source, domain_code
-from pipelines.checkpoints import state_hash
-from pipelines.optimisers import Adan, CautiousAdamW, keep_agreeing
 from pipelines.pretrain import PretrainRun
-from pipelines.schedule import make_optimiser
 from pipelines.settings import SettingsError, build
-from pipelines.training import Job, Optimisation, fit
+from pipelines.training import estimate
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.optimisers import Adan, CautiousAdamW, keep_agreeing
+from pipelines.training.schedule import make_optimiser
+from pipelines.training.training import Job, Optimisation, fit
+from pipelines.weights.checkpoints import state_hash
 from tests.fabricate import prepare, pretrain_settings, train_directly
 
 ADAN = (0.98, 0.92, 0.99)

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from pipelines.evaluation_record import ArmResult, Cost, Evaluation
-from pipelines.outcome import cost_sentence, duration, seed_error, verdict
-from pipelines.uncertainty import Estimate
+from pipelines.scoring.evaluation_record import ArmResult, Cost, Evaluation
+from pipelines.scoring.outcome import cost_sentence, duration, seed_error, verdict
+from pipelines.scoring.uncertainty import Estimate
 
 
 def _evaluation(value: float | None, low: float | None, high: float | None, note: str = "", std: float | None = 0.004,

@@ -14,11 +14,11 @@ import lacuna
 from domains.contract import ContractMismatch
 from domains.store import open_prepared
 from pipelines import finetune, ingest, pretrain
-from pipelines.describe import describe
-from pipelines.finetune_settings import FinetuneRun
+from pipelines.commands.describe import describe
 from pipelines.ingest import DataRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
+from pipelines.training.finetune_settings import FinetuneRun
 from tests import fabricate
 from tests.domains.pointcloud.files import CORNERS, SQUARES
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from domains.quarantine import Limits
-from pipelines import checkpoints, native
-from pipelines import predict as prediction
-from pipelines.batches import Source, domain_code
-from pipelines.tuned_checkpoints import predict as predict_prepared
-from pipelines.tuned_checkpoints import probabilities
+from pipelines.prediction import native
+from pipelines.prediction import predict as prediction
+from pipelines.training.batches import Source, domain_code
+from pipelines.weights import checkpoints
+from pipelines.weights.tuned_checkpoints import predict as predict_prepared
+from pipelines.weights.tuned_checkpoints import probabilities
 from tests.pipelines.native_files import DOMAINS, TASKS, ingest_files, tuned, write_file
 
 ONE = Limits(workers=1)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.bad_steps import NotFinite
-from pipelines.checkpoints import state_hash
-from pipelines.prefetch import ahead
-from pipelines.training import Job, Machine, fit
+from pipelines.training.bad_steps import NotFinite
+from pipelines.training.prefetch import ahead
+from pipelines.training.training import Job, Machine, fit
+from pipelines.weights.checkpoints import state_hash
 from tests.fabricate import prepare, spoilt, untrained
 
 

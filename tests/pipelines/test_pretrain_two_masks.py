@@ -5,13 +5,13 @@ import torch
 from domains.store import open_prepared
 from models.objectives.objective import build_objective
 from models.objectives.point_cmae import PointCMAE
-from pipelines import checkpoints
-from pipelines.batches import Source, domain_code
 from pipelines.pretrain import PretrainRun
-from pipelines.reconstruction import reconstruction_rows
 from pipelines.settings import build, plain
-from pipelines.starts import resolve
-from pipelines.training import Job, fit
+from pipelines.training.batches import Source, domain_code
+from pipelines.training.reconstruction import reconstruction_rows
+from pipelines.training.training import Job, fit
+from pipelines.weights import checkpoints
+from pipelines.weights.starts import resolve
 from tests.fabricate import prepare, pretrain_settings
 
 

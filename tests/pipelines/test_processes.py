@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.processes import follows, started
+from pipelines.training.processes import follows, started
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "16", "SLURM_NNODES": "2"}

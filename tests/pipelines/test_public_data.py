@@ -20,11 +20,12 @@ import pytest
 import yaml
 
 from domains.manifest import read_manifest
-from pipelines import cli, public_data
+from pipelines import cli
 from pipelines.ingest import DataRun, domain_reader
-from pipelines.public_data import SETS, fetch_named, listing
+from pipelines.intake import public_data
+from pipelines.intake.public_data import SETS, fetch_named, listing
+from pipelines.intake.transfer import NotFetched, Transfer
 from pipelines.settings import build
-from pipelines.transfer import NotFetched, Transfer
 from tests.pipelines.loopback import Site, serving
 
 SCENE = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from domains.quarantine import Limits
-from pipelines import lineage, pyfunc, tracking
-from pipelines import predict as prediction
+from pipelines.prediction import predict as prediction
+from pipelines.prediction import pyfunc
+from pipelines.tracking import lineage, tracking
 from tests.pipelines.native_files import ingest_files, tuned
 
 mlflow = pytest.importorskip("mlflow", reason="registering needs mlflow: pip install 'lacuna[tracking]'")
@@ -126,4 +127,4 @@ def test_requirements_name_what_the_readers_of_a_domain_need_and_never_this_proj
     extras = tomllib.loads((pyfunc.HOME / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for domain, names in pyfunc.BY_DOMAIN.items():
         wanted = {re.split(r"[\[>=; ]", line)[0] for line in extras[domain]} - {"monai"}
-        assert wanted <= set(names), f"{domain}: {wanted - set(names)} is not in pipelines/pyfunc.py"
+        assert wanted <= set(names), f"{domain}: {wanted - set(names)} is not in pipelines/prediction/pyfunc.py"

@@ -14,9 +14,9 @@ from domains.sample import ManifestRow
 from domains.store import open_prepared
 from pipelines import ingest
 from pipelines.ingest import DataRun
-from pipelines.remote import Source, check_url
+from pipelines.intake.remote import Source, check_url
+from pipelines.intake.transfer import NotFetched
 from pipelines.settings import build
-from pipelines.transfer import NotFetched
 from tests.pipelines.fake_ingest import make_files, stand_in
 from tests.pipelines.loopback import Site, serving
 

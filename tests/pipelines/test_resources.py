@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import resources
+from pipelines.training import resources
 
 
 def test_a_containers_limit_counts_where_it_is_lower_than_the_machine(

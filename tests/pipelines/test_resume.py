@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import resume
-from pipelines.resume import Work, work_folder
+from pipelines.training import resume
+from pipelines.training.resume import Work, work_folder
 
 
 def begin(root: Path, monkeypatch: pytest.MonkeyPatch, code: str, despite: bool = False) -> Work:

@@ -15,15 +15,16 @@ import pytest
 
 from domains import contract as contracts
 from domains.store import open_prepared, replace_columns
-from pipelines import domain_adaptation, finetune, shift, shift_scores
-from pipelines.assessment import Unseen
+from pipelines import domain_adaptation, finetune, shift
 from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.evaluate import Leak
 from pipelines.finetune import FinetuneRun
+from pipelines.scoring import shift_scores
+from pipelines.scoring.assessment import Unseen
+from pipelines.scoring.shift_scores import Answers, compare
+from pipelines.scoring.uncertainty import Estimate
 from pipelines.settings import SettingsError, build
 from pipelines.shift import ShiftRun
-from pipelines.shift_scores import Answers, compare
-from pipelines.uncertainty import Estimate
 from tests.fabricate import pretrain_settings, pretrained
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import finetune, side_by_side
-from pipelines.finetune_settings import FinetuneRun
-from pipelines.resume import REPOSITORY
+from pipelines import finetune
 from pipelines.settings import SettingsError, build
+from pipelines.training import side_by_side
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.resume import REPOSITORY
 from tests.fabricate import pretrain_settings, pretrained
 
 
@@ -90,7 +91,7 @@ def test_an_error_in_a_process_is_the_error_of_the_stage(alone, monkeypatch):
 
 
 def test_processes_of_a_killed_run_end_with_it(tmp_path):
-    program = ("import pathlib, sys; from pipelines.side_by_side import side_by_side; "
+    program = ("import pathlib, sys; from pipelines.training.side_by_side import side_by_side; "
                "side_by_side('tests.pipelines.waits', {'mark': sys.argv[1]}, 2, lambda numbers, step: None)")
     parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY,
                               env={**os.environ, "PYTHONPATH": str(REPOSITORY)})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import spool
-from pipelines.spool import Event, Refusal, Sender
+from pipelines.tracking import spool
+from pipelines.tracking.spool import Event, Refusal, Sender
 
 OPENING: Event = {"op": "open", "key": "k"}
 

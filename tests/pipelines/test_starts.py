@@ -12,13 +12,14 @@ from models.encoder.patches import see_all
 from models.encoder.positions import Table
 from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
-from pipelines import checkpoints, finetune, pretrain
-from pipelines.checkpoints import CheckpointError, load_encoder
-from pipelines.finetune_settings import FinetuneRun
-from pipelines.import_published import import_file
+from pipelines import finetune, pretrain
 from pipelines.settings import build, plain
-from pipelines.starts import resolve
-from pipelines.tuned_checkpoints import load_tuned
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights import checkpoints
+from pipelines.weights.checkpoints import CheckpointError, load_encoder
+from pipelines.weights.import_published import import_file
+from pipelines.weights.starts import resolve
+from pipelines.weights.tuned_checkpoints import load_tuned
 from tests.fabricate import contract_of, prepare, pretrain_settings
 from tests.pipelines.published_files import mae_file
 

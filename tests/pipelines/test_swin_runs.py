@@ -9,11 +9,12 @@ import pytest
 
 from models.encoder.swin import SwinSettings
 from models.encoder.transformer import EncoderSettings
-from pipelines import checkpoints, finetune, pretrain
-from pipelines.finetune_settings import FinetuneRun
+from pipelines import finetune, pretrain
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build, plain
-from pipelines.tuned_checkpoints import load_tuned
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights import checkpoints
+from pipelines.weights.tuned_checkpoints import load_tuned
 from tests import fabricate
 
 SWIN = {"kind": "swin", "patch": [2, 2], "feature_size": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],

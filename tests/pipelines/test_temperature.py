@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from pipelines import metrics
-from pipelines.temperature import fit_temperature, negative_log_likelihood, probabilities
+from pipelines.scoring import metrics
+from pipelines.scoring.temperature import fit_temperature, negative_log_likelihood, probabilities
 
 
 def _boastful(true_temperature: float, num_classes: int = 4, rows: int = 4000,

@@ -12,8 +12,8 @@ from torch import Tensor
 from models.test_time.entropy import Batch, Tent
 from models.test_time.lame import Lame
 from models.test_time.statistics import Norm
-from pipelines.test_time import adapted, batches_of, way_of
-from pipelines.tuned_checkpoints import probabilities
+from pipelines.prediction.test_time import adapted, batches_of, way_of
+from pipelines.weights.tuned_checkpoints import probabilities
 from tests.models.test_time.models import samples, tuned
 
 WAYS = [Norm(), Tent(), Tent(episodic=True), Lame()]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import lineage, spool, tracking
+from pipelines.tracking import lineage, spool, tracking
 
 mlflow = pytest.importorskip("mlflow", reason="tracking needs mlflow: pip install 'lacuna[tracking]'")
 
@@ -179,7 +179,7 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {project!r})
 from pathlib import Path
-from pipelines import tracking
+from pipelines.tracking import tracking
 root = Path({root!r})
 with tracking.open_run(stage="pretrain", name={name!r}, root=root, settings={{"a": 1}}, domain="medical",
                        resume_folder=root / ".work/pretrain" / {name!r}) as run:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from domains.store import open_prepared
-from pipelines.batches import Source, TrainingBatches, domain_code
-from pipelines.schedule import layer_of, learning_rate_share
-from pipelines.training import Optimisation
+from pipelines.training.batches import Source, TrainingBatches, domain_code
+from pipelines.training.schedule import layer_of, learning_rate_share
+from pipelines.training.training import Optimisation
 from tests.fabricate import prepare, restored, train_directly
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,12 +12,12 @@ import torch
 from domains.store import open_prepared
 from models.encoder.flexible_patches import drawn_size
 from pipelines import finetune, pretrain
-from pipelines.checkpoints import load_encoder
 from pipelines.finetune import build_model, resolve_start
-from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
-from pipelines.tuned_checkpoints import load_tuned
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights.checkpoints import load_encoder
+from pipelines.weights.tuned_checkpoints import load_tuned
 from tests.fabricate import prepare, pretrain_settings
 
 pytestmark = pytest.mark.usefixtures("no_tracking")

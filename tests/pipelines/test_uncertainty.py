@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from pipelines import uncertainty
-from pipelines.uncertainty import (
+from pipelines.scoring import uncertainty
+from pipelines.scoring.uncertainty import (
     Estimate,
     differences,
     draw_groups,

@@ -18,10 +18,10 @@ import yaml
 from domains.store import open_prepared, replace_columns
 from pipelines import cli, finetune, pretrain, verdict
 from pipelines.evaluate import Leak
-from pipelines.finetune_settings import FinetuneRun
 from pipelines.pretrain import PretrainRun, group_hashes
 from pipelines.settings import SettingsError, build, plain
-from pipelines.tracked_run import Run
+from pipelines.tracking.tracked_run import Run
+from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.verdict import VerdictRun
 from tests.fabricate import prepare, pretrain_settings, pretrained
 

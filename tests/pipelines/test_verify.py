@@ -15,11 +15,12 @@ from domains.seal import DamagedData
 from domains.store import LEAKS, open_prepared
 from lacuna import main
 from models.encoder.transformer import Encoder, EncoderSettings
-from pipelines import checkpoints, ingest
-from pipelines import verify as verifying
+from pipelines import ingest
+from pipelines.commands import verify as verifying
+from pipelines.commands.verify import verify
 from pipelines.ingest import DataRun
 from pipelines.settings import build
-from pipelines.verify import verify
+from pipelines.weights import checkpoints
 from tests.fabricate import contract_of
 from tests.pipelines.fake_ingest import stand_in
 

@@ -11,12 +11,12 @@ from domains.pseudonyms import KEY_FILE, VARIABLE
 from domains.splits import pseudonym
 from domains.store import open_prepared
 from pipelines import evaluate, ingest, pretrain
-from pipelines.assessment import Unseen
 from pipelines.cli import main
+from pipelines.commands.where import Unknown, where
 from pipelines.ingest import DataRun
-from pipelines.nameless import Fault
+from pipelines.intake.nameless import Fault
+from pipelines.scoring.assessment import Unseen
 from pipelines.settings import plain
-from pipelines.where import Unknown, where
 from tests.pipelines import fake_domain
 from tests.pipelines.fake_ingest import make_files
 from tests.pipelines.test_ingest import settings, without_libraries_and_tracking

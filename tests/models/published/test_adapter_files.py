@@ -20,8 +20,8 @@ from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.heads.predict_sample import PredictSample, SampleHead
 from models.published import mae
 from models.published.translation import CannotImport
-from pipelines.checkpoints import CheckpointError, load_encoder
-from pipelines.import_published import import_file, load_imported
+from pipelines.weights.checkpoints import CheckpointError, load_encoder
+from pipelines.weights.import_published import import_file, load_imported
 
 SIZE, WIDTH, DEPTH = (24, 24), 18, 5
 ADAPTERS = {"shallow": Prompts(num_prompts=3), "deep": Prompts(num_prompts=2, deep=True),

@@ -12,7 +12,7 @@ from models.published.families import translate
 from models.published.mae import blocks_back, layer_back
 from models.published.rebuild import rebuild
 from models.published.translation import CannotImport, Published
-from pipelines.import_published import contract_of
+from pipelines.weights.import_published import contract_of
 
 GRID, PATCH, CHANNELS = (3, 5), (2, 6), 4
 

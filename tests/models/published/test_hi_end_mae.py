@@ -11,7 +11,7 @@ from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoen
 from models.objectives.readouts import PixelReadout
 from models.published.hi_end_mae import export
 from models.published.translation import CannotImport
-from pipelines.import_published import import_file, load_imported
+from pipelines.weights.import_published import import_file, load_imported
 
 GRID, PATCH, SIZE = (2, 3, 2), (4, 2, 6), (8, 6, 12)
 

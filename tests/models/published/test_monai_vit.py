@@ -12,7 +12,7 @@ from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoen
 from models.published.mae import blocks_back, layer_back, linear_to_kernel
 from models.published.monai_vit import MONAI_BLOCK, export
 from models.published.translation import CannotImport
-from pipelines.import_published import import_file, load_imported
+from pipelines.weights.import_published import import_file, load_imported
 
 GRID, PATCH = (2, 3, 1), (4, 2, 6)
 GIVEN = {"num_heads": 3, "grid": list(GRID)}

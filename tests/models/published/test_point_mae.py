@@ -19,7 +19,7 @@ from models.published.families import translate
 from models.published.point_mae import export
 from models.published.rebuild import rebuild
 from models.published.translation import CannotImport, Published
-from pipelines.import_published import contract_of, import_file, load_imported
+from pipelines.weights.import_published import contract_of, import_file, load_imported
 
 GIVEN = {"num_heads": 5, "decoder_num_heads": 3, "num_groups": 9, "group_size": 7, "num_points": 50, "mask_ratio": 0.45}
 SMALL = Shape(30, 3, 5)

@@ -23,7 +23,7 @@ from models.published.families import translate
 from models.published.mae import blocks_back, layer_back
 from models.published.rebuild import rebuild
 from models.published.translation import CannotImport, Published
-from pipelines.import_published import contract_of, import_file, load_imported
+from pipelines.weights.import_published import contract_of, import_file, load_imported
 from tests.models.objectives.tiny import chance
 
 GROUPS, PATCH, GRID = ((4, 0, 2), (3,), (1, 6, 5)), 3, (2, 4)

@@ -12,7 +12,7 @@ from models.objectives.objective import build_objective
 from models.objectives.swin_proxy_tasks import SwinProxyTasks, SwinProxyTasksSettings
 from models.published.swin_unetr import export, relative_index
 from models.published.translation import CannotImport
-from pipelines.import_published import import_file, load_imported
+from pipelines.weights.import_published import import_file, load_imported
 
 SMALL = SwinSettings(feature_size=4, depths=(1, 2, 3, 1), num_heads=(1, 2, 4, 2), window=(2, 2, 2), mlp_ratio=3.0,
                      merging="legacy")

@@ -11,7 +11,7 @@ from models.objectives.dynamic_head import DynamicHead, DynamicHeadSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.published.mae import blocks_back, layer_back, linear_to_kernel
 from models.published.translation import CannotImport
-from pipelines.import_published import import_file, load_imported
+from pipelines.weights.import_published import import_file, load_imported
 
 GRID, PATCH, CUBE = (2, 4), (4, 4), (4, 4, 2)
 TABLES = ImageAndVolume(image=Table(grid=GRID, learnt=False), volume=NoPositions())

@@ -1,0 +1,1 @@
+"""What `lacuna` does beside the stages."""

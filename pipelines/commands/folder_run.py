@@ -1,0 +1,145 @@
+"""`lacuna finetune medical|satellite|pointcloud --data DIR --labels CSV`: from somebody's own folder to a scored model.
+
+The same settings objects are built as params.yaml would build, and the same stages are called; what was built is
+printed and saved, so that it can be pasted into params.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from domains.publish import write_text
+from pipelines import evaluate, finetune, ingest
+from pipelines.commands.init import READ, look
+from pipelines.settings import SettingsError, build, changes_of
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.weights.checkpoints import SCRATCH, is_scratch, read_record
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "xray": {"tokenizer": {"kind": "grid", "patch": [16, 16]}, "size": "small"},
+    "ct": {"tokenizer": {"kind": "grid", "patch": [8, 8, 8]}, "size": "small"},
+    "multispectral": {"tokenizer": {"kind": "bands", "patch": [16, 16]}, "size": "small"},
+    "points": {"tokenizer": {"kind": "groups", "num_groups": 64, "group_size": 32}, "size": "small",
+               "place_every_block": True},
+}
+"""What a run from scratch takes when nothing else is said; `--set encoder.size=tiny` changes it."""
+AUGMENT: dict[str, dict[str, Any]] = {
+    "xray": {"crop_scale": [0.8, 1.0]}, "ct": {"intensity_scale": 0.1, "intensity_shift": 0.1},
+    "multispectral": {}, "points": {}}
+KINDS = {"medical": ("xray", "ct"), "satellite": ("multispectral",), "pointcloud": ("points",)}
+MOST_CLASSES = 50
+"""A column of numbers with more different values than this is a quantity, not a class."""
+
+
+def finetune_folder(options: argparse.Namespace, root: Path) -> None:
+    """Ingest, fine-tune, evaluate, and print what came of it. Raises SettingsError and what the stages raise."""
+    if options.data is None:
+        raise SettingsError(f"lacuna finetune {options.run}: found no --data. Expected the folder with your files: "
+                            f"lacuna finetune {options.run} --data DIR --labels CSV.")
+    start = SCRATCH if options.start is None or is_scratch(options.start) else str(Path(options.start).resolve())
+    record = {} if start == SCRATCH else read_record(Path(start))
+    kind = options.kind or (record.get("reader") or {}).get("kind") or look(options.data).kind
+    if kind not in KINDS[options.run]:
+        raise SettingsError(f"{options.data}: found files of kind {kind}, expected {' or '.join(KINDS[options.run])} "
+                            f"for `lacuna finetune {options.run}`. Name another domain, or say --kind.")
+    columns = options.label or ["label"]
+    name = options.name or _slug(f"{options.data.resolve().name}_{'_'.join(columns)}")
+    changes = changes_of(options.changes)
+    paragraphs = {"ingest": {name: _data_paragraph(options, kind, columns, record, changes)},
+                  "finetune": {name: _tuning_paragraph(options, kind, name, start, changes)},
+                  "evaluate": {name: {"domain": options.run, "finetune": name}}}
+    _refuse_unused(changes)
+    text = yaml.safe_dump(paragraphs, sort_keys=False)
+    print(f"# settings of this run, as params.yaml would have them\n{text}")
+    data_run = build(ingest.DataRun, paragraphs["ingest"][name], f"ingest.{name}")
+    tuning = build(FinetuneRun, paragraphs["finetune"][name], f"finetune.{name}")
+    scoring = build(evaluate.EvaluateRun, paragraphs["evaluate"][name], f"evaluate.{name}")
+    ingest.run(name, data_run, root)
+    finetune.run(name, tuning, root)
+    evaluate.run(name, scoring, root)
+    write_text(root / "reports/evaluate" / name / "params.yaml", text)
+    report = root / "reports/evaluate" / name / "summary.txt"
+    print(report.read_text() if report.is_file() else "")
+    print(f"settings   reports/evaluate/{name}/params.yaml\nscores     reports/evaluate/{name}\n"
+          f"models     artifacts/finetune/{name}\n"
+          f"predict    lacuna predict artifacts/finetune/{name}/<arm>/seed0 FILE... --out DIR")
+
+
+def _data_paragraph(options: argparse.Namespace, kind: str, columns: list[str], record: dict[str, Any],
+                    changes: dict[str, Any]) -> dict[str, Any]:
+    """Reader settings are the start's, so that its contract holds; otherwise what `lacuna init` would suggest."""
+    read = record.get("reader") or yaml.safe_load("\n".join(READ[kind]))["read"]
+    manifest = "" if options.labels is None else str(options.labels.resolve())
+    paragraph: dict[str, Any] = {
+        "domain": options.run, "files": {"folder": str(options.data.resolve()), "manifest": manifest},
+        "read": dict(read), "tasks": {"task": {"kind": options.task or _task_kind(options.labels, columns),
+                                               "columns": columns}}}
+    if options.labels is None:
+        paragraph["files"]["group_by"] = "file"
+        print("no --labels: one class per folder, and every file is its own group. If a patient, scene or object has "
+              "several files, write a manifest with a group column (`lacuna init` begins one): otherwise splits leak.")
+    return _apply(paragraph, changes, ("read", "files", "splits", "bad_files"))
+
+
+def _tuning_paragraph(options: argparse.Namespace, kind: str, name: str, start: str,
+                      changes: dict[str, Any]) -> dict[str, Any]:
+    linear = {"kind": "sample", "batch_norm": True}
+    head = {"full": {"kind": "sample"}, "linear": linear, "knn": {"kind": "nearest"}}[options.protocol]
+    paragraph: dict[str, Any] = {
+        "domain": options.run, "data": name, "task": "task", "start": start, "protocol": options.protocol, "head": head,
+        "augment": AUGMENT[kind] if options.protocol == "full" else None,
+        "optimisation": {"steps": options.steps or 500, "batch_size": 32, "betas": [0.9, 0.999],
+                         "layer_decay": 1.0 if start == SCRATCH or options.adapter else 0.75}}
+    if options.adapter:
+        if start == SCRATCH:
+            raise SettingsError(f"--adapter {options.adapter[0]}: found no --start, expected the checkpoint that it is "
+                                "put on: adapters on random weights learn little. Name one, or leave --adapter out.")
+        paragraph["adapters"] = [{"kind": kind} for kind in options.adapter]
+    if start == SCRATCH:
+        paragraph["encoder"] = ENCODERS[kind]
+    of_ingest = ("read", "files", "splits", "bad_files")
+    return _apply(paragraph, changes, tuple(key for key in changes if key.split(".")[0] not in of_ingest))
+
+
+def _task_kind(labels: Path | None, columns: list[str]) -> str:
+    """several columns: findings. One column of many different numbers: a quantity. Else: classes."""
+    if len(columns) > 1:
+        return "multi_label"
+    if labels is None:
+        return "single_label"
+    with labels.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if columns[0] not in (reader.fieldnames or []):
+            raise SettingsError(f"{labels}: found columns {', '.join(reader.fieldnames or [])}, expected {columns[0]} "
+                                "among them. Name the label column with --label.")
+        values = {row[columns[0]] for row in reader} - {"", None}
+    numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", str(value)) for value in values)
+    return "regression" if numbers and len(values) > MOST_CLASSES else "single_label"
+
+
+def _apply(paragraph: dict[str, Any], changes: dict[str, Any], heads: tuple[str, ...]) -> dict[str, Any]:
+    """Write the changes that belong to this paragraph into it, and take them off the list."""
+    for key in [key for key in changes if key in heads or key.split(".")[0] in heads]:
+        *path, last = key.split(".")
+        here = paragraph
+        for part in path:
+            if not isinstance(here.get(part), dict):
+                here[part] = {}
+            here = here[part]
+        here[last] = changes.pop(key)
+    return paragraph
+
+
+def _refuse_unused(changes: dict[str, Any]) -> None:
+    if changes:
+        raise SettingsError(f"--set: found {', '.join(changes)}, which no setting of ingest or finetune is called.")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:60]

@@ -1,0 +1,1 @@
+"""Raw files, from wherever they are, on their way to ingest."""

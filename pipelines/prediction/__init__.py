@@ -1,0 +1,1 @@
+"""Native files through a checkpoint."""

@@ -1,0 +1,1 @@
+"""Predictions to scores, intervals, floors and sentences."""

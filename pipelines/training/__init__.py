@@ -1,0 +1,1 @@
+"""One training: batches, schedule, loop, what resumes it."""

@@ -1,0 +1,1 @@
+"""Checkpoints: our own, tuned ones, published ones."""
