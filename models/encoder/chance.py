@@ -47,6 +47,22 @@ def key_of(*parts: int) -> int:
     return key - _WORD if key >= _WORD // 2 else key
 
 
+def seed_dropout(key: int, device: torch.device) -> None:
+    """Begin torch's own generators of the host and of this device anew from one key: those that dropout draws from.
+
+    `torch.manual_seed` gives them the same state, and tells every kind of device that the machine lacks as well, each
+    with the text of a stack trace, which a small step feels.
+    """
+    seed = key & ((1 << 63) - 1)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    elif device.type == "cuda":
+        torch.default_generator.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def uniform(keys: Tensor, n: int, stream: int = 0) -> Tensor:
     """n uniforms in [0, 1) for each key.
 

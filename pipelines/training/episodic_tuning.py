@@ -22,7 +22,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from models.adapters.adapter import AdapterSettings
 from models.adapters.prompts import Prompts
 from models.adapters.seams import added
-from models.encoder.chance import key_of
+from models.encoder.chance import key_of, seed_dropout
 from models.heads.tuned import Tuned
 from pipelines.scoring.episodes import Distance, Episode, likeness
 from pipelines.training.batches import Source
@@ -101,7 +101,7 @@ def tune(model: Tuned, settings: EpisodicTuning, source: Source, training: Calla
     bar = tqdm(range(settings.steps), desc="episodes", unit="step", leave=False,
                mininterval=0.5 if sys.stderr.isatty() else 30)
     for step in bar:
-        torch.manual_seed(key_of(seed, step) & ((1 << 63) - 1))
+        seed_dropout(key_of(seed, step), device)
         model.train()
         loss = _loss(model, training(step), settings, source, standardise, device)
         if not bool(loss.isfinite()):

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains.publish import write_bytes
-from models.encoder.chance import key_of
+from models.encoder.chance import key_of, seed_dropout
 from pipelines.training.bad_steps import SHOWN, NotFinite, Running, SkippedStep, Verdict, is_bad, sentence, skipped
 from pipelines.training.batches import RawBatch, on_device
 from pipelines.training.schedule import learning_rate_share, make_optimiser, parameter_groups
@@ -65,7 +65,7 @@ class Training(lightning.LightningModule):
     def training_step(self, raw: RawBatch, index: int) -> Tensor:
         """One micro-batch."""
         job = self.job
-        torch.manual_seed(key_of(job.seed, raw.step, raw.micro_batch, self.global_rank) & ((1 << 63) - 1))
+        seed_dropout(key_of(job.seed, raw.step, raw.micro_batch, self.global_rank), self.device)
         batch, chance = on_device(job.source, raw, job.seed, job.augment, self.device)
         losses = job.losses(batch, chance)
         total = torch.stack(list(losses.values())).sum()

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from models.encoder.chance import _mix, _mix_int, chance_of, key_of, uniform
+from models.encoder.chance import _mix, _mix_int, chance_of, key_of, seed_dropout, uniform
 
 
 def test_the_tensor_and_the_integer_mixer_agree():
@@ -58,3 +58,13 @@ def test_branches_are_chances_of_their_own_and_functions_of_their_number() -> No
     assert torch.equal(chance.branch(1).uniform(16, 11), draws[1])
     shared = {chance.shared_uniform(1), chance.branch(1).shared_uniform(1), chance.branch(2).shared_uniform(1)}
     assert len(shared) == 3
+
+
+def test_dropout_draws_the_same_bits_as_after_torchs_own_seed():
+    ones = torch.ones(1000)
+    for key in (key_of(3, 1), key_of(3, 2), -5, (1 << 63) - 1):
+        torch.manual_seed(key & ((1 << 63) - 1))
+        expected = torch.nn.functional.dropout(ones, 0.5), torch.rand(7)
+        seed_dropout(key, torch.device("cpu"))
+        drawn = torch.nn.functional.dropout(ones, 0.5), torch.rand(7)
+        assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
