@@ -240,6 +240,7 @@ def _publish(root: Path, tuned: Mapping[str, Any], folder: Path, unseen: Unseen,
     write_text(reports / METRICS_FILE, evaluation.to_json())
     report.write_csv(reports / "metrics.csv", rows_of(evaluation))
     write_text(reports / "summary.txt", summary(evaluation) + "\n")
+    tracked.description([verdict(evaluation, arm) for arm in evaluation.paired], summary(evaluation))
     tracked.metrics(evaluation.flat())
     tracked.table(reports / "metrics.csv")
     predicted = {arm: one.predicted for arm, one in arms.items()}

@@ -147,7 +147,9 @@ def run(name: str, settings: FewShotRun, root: Path) -> dict[str, Any]:
             _save(making / MODEL, settings, asked, start, *last)
         answer = Answer(name, asked.task, len(asked.episodes[0].classes), asked.chance, len(asked.episodes),
                         asked.num_groups, ways, tuple(asked.said))
-        print(few_shot_report.write(root / "reports/few_shot" / name, answer))
+        said = few_shot_report.write(root / "reports/few_shot" / name, answer)
+        print(said)
+        tracked.description(answer.sentences(), said)
         tracked.metrics(answer.flat())
         if report.can_draw():
             tracked.picture(root / "reports/few_shot" / name / few_shot_report.PICTURE)

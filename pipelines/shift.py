@@ -28,6 +28,7 @@ from domains.publish import folder_in_the_making
 from domains.sample import Task
 from models.heads.tuned import Tuned
 from models.test_time.entropy import Batch
+from pipelines import report
 from pipelines.evaluate import check_task, check_unseen, headline_of, unseen_rows, write_predictions
 from pipelines.prediction.test_time import TestTime, adapted, batches_of
 from pipelines.scoring import shift_report
@@ -149,6 +150,7 @@ def run(name: str, settings: ShiftRun, root: Path) -> dict[str, Any]:
         reports = root / "reports/shift" / name
         reports.mkdir(parents=True, exist_ok=True)
         tracked.metrics(shift.flat())
+        tracked.description(shift.sentences(), report.table(shift.rows()))
         for picture in shift_report.write(reports, shift):
             tracked.picture(picture)
     print("\n".join([*shift.sentences(), *(f"note: {note}" for note in shift.notes)]))

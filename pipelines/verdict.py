@@ -312,7 +312,7 @@ def _publish(answer: Answer, told: dict[Cell, Told], lines: list[dict[str, Any]]
     reports = root / "reports/verdict" / answer.name
     reports.mkdir(parents=True, exist_ok=True)
     report.write_csv(reports / "cells.csv", lines)
-    verdict_report.write(reports, answer)
+    tracked.description(answer.sentences(), verdict_report.write(reports, answer))
     tracked.metrics(answer.flat())
     tracked.picture(reports / "curves.png")
     for way, gain in answer.gains.items():

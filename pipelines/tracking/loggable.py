@@ -10,7 +10,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,12 @@ def tag(key: str, value: object) -> tuple[str, str]:
     if not key.startswith(TAG_SPACES):
         raise NotLoggable(f"tag {key!r}: found an unknown beginning, expected one of {', '.join(TAG_SPACES)}.")
     return re.sub(r"[^\w./ :-]", "_", key)[:250], _cut(str(value), MAX_TEXT)
+
+
+def description(sentences: Sequence[str], page: str) -> dict[str, str]:
+    """The tag that MLflow's page shows above a run, as Markdown: sentences, and a page of text as it stands."""
+    told = "".join(f"**{sentence}**\n\n" for sentence in sentences)
+    return {"mlflow.note.content": f"{told}```\n{_cut(page.strip(), MAX_PARAM - len(told) - 8)}\n```"}
 
 
 def metric(key: str, value: Any) -> tuple[str, float]:

@@ -259,8 +259,10 @@ class Server:
                 "mlflow.parentRunId": self.opened["run_id"], "lacuna.run": event["key"], "lacuna.role": PART})
         params, tags = ([make(key, text) for key, text in event[kind].items()]
                         for kind, make in (("params", Param), ("tags", RunTag)))
-        client.log_batch(run.info.run_id, [Metric(*point) for point in event["points"]], params, tags)
-        client.set_terminated(run.info.run_id, "FINISHED", end_time=event["time"])
+        known = run.info.status == "FINISHED"  # its numbers and its end are there
+        client.log_batch(run.info.run_id, [] if known else [Metric(*point) for point in event["points"]], params, tags)
+        if not known:
+            client.set_terminated(run.info.run_id, "FINISHED", end_time=event["time"])
 
     def _end(self, event: Event) -> None:
         """Close the run and its parent; a parent that saw a stage fail stays failed, whatever comes after."""
@@ -342,7 +344,7 @@ class Server:
             found, token = found + list(page), page.token
             if not token:
                 break
-        found.sort(key=lambda run: -run.info.start_time)  # the server sorts within each experiment
+        found.sort(key=lambda run: -run.info.start_time)  # a server sorts within each experiment
         return [{"run_id": run.info.run_id, "experiment": experiments[run.info.experiment_id],
                  "run_name": run.info.run_name, "status": run.info.status, "start_time": run.info.start_time,
                  "end_time": run.info.end_time, "params": dict(run.data.params), "metrics": dict(run.data.metrics),
@@ -361,8 +363,7 @@ def _patient() -> Iterator[None]:
 
 
 def _set_default(uri: str) -> None:
-    """MLflow's process-wide address. It also writes the environment variable, which would pass for the user's
-    choice."""
+    """MLflow's process-wide address. It also writes the environment variable, which would pass for a user's choice."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -377,8 +378,7 @@ def _signature(card: Any) -> Any:
     from mlflow.models.signature import ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-    inputs, outputs = (Schema([ColSpec(kind, name) for name, kind in columns])
-                       for columns in (card.inputs, card.outputs))
+    inputs, outputs = (Schema([ColSpec(kind, name) for name, kind in which]) for which in (card.inputs, card.outputs))
     params = ParamSchema([ParamSpec(name, kind, default) for name, kind, default in card.params])
     return ModelSignature(inputs=inputs, outputs=outputs, params=params)
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -101,6 +101,16 @@ class Run:
         """Set a tag whose key begins with one of loggable.TAG_SPACES."""
         name, text = loggable.tag(key, value)
         self._send({"op": "tags", "values": {name: text}})
+
+    @_never_raises
+    def description(self, sentences: Sequence[str], page: str) -> None:
+        """What the run's page in MLflow says first.
+
+        Args:
+            sentences: what was found.
+            page: what summary.txt holds below it: tables of numbers, with names of settings, outputs and sources.
+        """
+        self._send({"op": "tags", "values": loggable.description(sentences, page)})
 
     @_never_raises
     def child(self, name: str, settings: Mapping[str, Any], values: Mapping[str, Any], seconds: float,

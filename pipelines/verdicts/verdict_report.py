@@ -168,20 +168,22 @@ def _interval(gain: Gain) -> str:
     return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
-def write(folder: Path, answer: Answer) -> None:
-    """summary.txt, table.csv, metrics.json, recipe.yaml, curves.png and report.html."""
+def write(folder: Path, answer: Answer) -> str:
+    """summary.txt, table.csv, metrics.json, recipe.yaml, curves.png and report.html. Returns the text of the first."""
     rows = answer.rows()
     text = "\n".join([*answer.sentences(), *answer.warnings(), *filter(None, [answer.cost()])])
+    said = f"{report.table(rows)}\n\n{text}\n"
     way, paragraph = answer.recipe
     recipe = (f"# {way}: the lowest validation loss with all labels. For params.yaml, under `finetune`.\n"
               + yaml.safe_dump(paragraph, sort_keys=False))
-    write_text(folder / "summary.txt", f"{report.table(rows)}\n\n{text}\n")
+    write_text(folder / "summary.txt", said)
     report.write_csv(folder / "table.csv", rows)
     write_text(folder / "recipe.yaml", recipe)
     write_text(folder / "metrics.json", json.dumps({key: value for key, value in answer.flat().items()
                                                     if math.isfinite(value)}, indent=2) + "\n")
     drawn = curves(folder / "curves.png", answer)
     write_text(folder / "report.html", _page(answer, rows, recipe, folder / "curves.png" if drawn else None))
+    return said
 
 
 def curves(path: Path, answer: Answer) -> bool:
@@ -230,13 +232,15 @@ def _tested(answer: Answer) -> str:
 
 def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path | None) -> str:
     """One page that needs no other file."""
+    together = f", all {answer.comparisons} at once" if answer.comparisons > 1 else ""
     return page.page(f"Verdict: {answer.name}", [
-        *(page.text(said) for said in answer.sentences()), *(page.warning(said) for said in answer.warnings()),
+        *(page.text(said[:1].upper() + said[1:]) for said in answer.sentences()),
+        *(page.warning(said) for said in answer.warnings()),
         *([page.picture(picture, "scores over budgets of labels")] if picture else []),
         page.table(rows),
         page.text(f"{answer.cost()} Time is of all trainings of a way together; trained and share count weights."),
         page.text("Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a "
                   f"smaller budget being part of a larger one. {_tested(answer)}Differences are averaged over budgets; "
-                  "their intervals hold the choice of test groups and the spread between seeds, and are right together "
-                  f"with 95 % over {answer.comparisons} comparisons. The recipe was chosen on validation rows."),
+                  "their intervals count the choice of test groups and the spread between seeds, and hold the truth in "
+                  f"95 of 100 verdicts{together}. The recipe was chosen on validation rows."),
         page.heading("Recipe"), page.verbatim(recipe)])

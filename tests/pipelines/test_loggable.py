@@ -62,6 +62,12 @@ def test_a_table_of_numbers_by_arm_and_metric_is_let_in(tmp_path: Path) -> None:
     loggable.check_table(path)
 
 
+def test_a_description_is_as_long_as_a_server_takes_and_says_where_it_was_cut() -> None:
+    note = loggable.description(["one.", "two."], "x" * 9000)["mlflow.note.content"]
+    assert note.startswith("**one.**\n\n**two.**\n\n```\nxxx") and note.endswith("\n```")
+    assert len(note) == loggable.MAX_PARAM and "sha256:" in note
+
+
 def test_tags_have_known_beginnings_and_metric_names_the_letters_that_stores_take() -> None:
     assert loggable.tag("lacuna.device", "cpu") == ("lacuna.device", "cpu")
     with pytest.raises(loggable.NotLoggable, match="expected one of"):

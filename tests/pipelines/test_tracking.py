@@ -79,12 +79,15 @@ def test_a_stage_is_a_child_run_with_parameters_tags_inputs_and_curves(root: Pat
             run.metrics({"loss": 1.0 / (step + 1), "bad": float("nan")}, step=step)
         run.picture(picture)
         run.tag("lacuna.device", "cpu")
+        run.description(["pretraining helped."], "arm      AUROC\nscratch  0.8\n")
     ingest, pretrain = (_record(root, stage, "xray") for stage in ("ingest", "pretrain"))
     stored = _client(root).get_run(pretrain["run_id"])
     assert stored.info.run_name == "pretrain-xray-abcdef01" and stored.info.status == "FINISHED"
     assert _client(root).get_experiment(stored.info.experiment_id).name == "lacuna/medical"
     assert stored.data.tags["mlflow.parentRunId"] == ingest["parent_run_id"] == pretrain["parent_run_id"]
     assert stored.data.params == {"steps": "3"} and stored.data.tags["lacuna.device"] == "cpu"
+    shown = "**pretraining helped.**\n\n```\narm      AUROC\nscratch  0.8\n```"
+    assert stored.data.tags["mlflow.note.content"] == shown
     digest = lineage.digest(root / "data/prepared/xray")
     assert stored.data.tags["dvc.dep.data/prepared/xray"] == pretrain["inputs"]["data/prepared/xray"] == digest
     (dataset,) = stored.inputs.dataset_inputs
