@@ -246,9 +246,13 @@ class Training(lightning.LightningModule):
             group["lr"] = rate  # the schedule has set it for the step that comes
 
     def _log(self) -> None:
-        counted = float(self.sums.pop("counted"))
-        numbers = {name: float(value) / counted for name, value in self.sums.items()} if counted else {}
-        self.sums = {}
+        """A point of the curve: means over the samples of all processes since the last one."""
+        sums, self.sums = self.sums, {}
+        if self.trainer.world_size > 1:
+            whole_sum = self.trainer.strategy.reduce(torch.stack(list(sums.values())), reduce_op="sum")
+            sums = dict(zip(sums, whole_sum, strict=True))
+        counted = float(sums.pop("counted"))
+        numbers = {name: float(value) / counted for name, value in sums.items()} if counted else {}
         if numbers and self.job.log is not None and self.global_rank == 0:
             numbers["learning_rate"] = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.job.log(self.done, numbers)

@@ -34,15 +34,17 @@ ADVERSARY: dict[str, Any] = {"kind": "domain_adversarial"}
 TEACHER: dict[str, Any] = {"kind": "averaged_teacher", "threshold": 0.7, "momentum": 0.9}
 
 
-def asked(**changes: Any) -> DomainAdaptationRun:
-    """A run of seconds."""
+def paragraph(**changes: Any) -> dict[str, Any]:
+    """A run of seconds, as params.yaml would have it."""
     both = {"labelled_sources": ["a"], "target_sources": ["b"]} if "labelled" not in changes else {}
     plan = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "betas": [0.9, 0.999], "log_every": 2}
-    return build(DomainAdaptationRun, {
-        "domain": "medical", "data": "films", "labelled": "films", "task": "bright",
-        "start": "artifacts/pretrain/films",
-        "method": ADVERSARY, "seeds": [0], "optimisation": plan, **both,
-        "machine": {"accelerator": "cpu", "save_every_seconds": 0}, **changes}, "domain_adaptation.test")
+    return {"domain": "medical", "data": "films", "labelled": "films", "task": "bright",
+            "start": "artifacts/pretrain/films", "method": ADVERSARY, "seeds": [0], "optimisation": plan, **both,
+            "machine": {"accelerator": "cpu", "save_every_seconds": 0}, **changes}
+
+
+def asked(**changes: Any) -> DomainAdaptationRun:
+    return build(DomainAdaptationRun, paragraph(**changes), "domain_adaptation.test")
 
 
 def long(steps: int) -> dict[str, Any]:
