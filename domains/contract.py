@@ -110,7 +110,7 @@ def from_dict(raw: dict[str, Any]) -> Contract:
 
 
 def _task(raw: dict[str, Any]) -> Task:
-    lists: dict[str, Any] = {key: tuple(raw[key]) for key in ("columns", "classes", "sources") if key in raw}
+    lists: dict[str, Any] = {key: tuple(raw[key]) for key in ("columns", "classes", "sources", "values") if key in raw}
     return Task(**{**raw, **lists})
 
 

@@ -68,7 +68,7 @@ def _shape_faults(prepared: Prepared) -> list[str]:
 
 
 def _label_fault(labels: np.ndarray, name: str, task: Task) -> str:
-    width = 1 if task.kind == "single_label" else len(task.columns)
+    width = 1 if task.kind == "single_label" else len(task.outputs)
     if labels.shape[1] != width:
         return f"labels of {name}: found {labels.shape[1]} numbers per sample, expected {width}"
     known = labels[np.isfinite(labels)]

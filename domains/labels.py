@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from domains.rows import cells_of, column_of
+from domains.rows import cells_of, column_of, masks_of
 from domains.sample import ManifestRow, Task
 
 
@@ -42,6 +43,8 @@ def resolve(task: Task, rows: Sequence[ManifestRow], quote: bool = True) -> Task
         quote: whether an error may show what the column holds, which may be names where the wrong one was named.
     """
     _check_columns(task, rows)
+    if task.kind == "segmentation":
+        _check_masks(task, rows)
     if task.kind != "single_label":
         return task
     texts = _texts(task, rows)[:, 0]
@@ -71,6 +74,8 @@ def arrays(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
     Args:
         task: with its classes; see `resolve`.
     """
+    if task.kind == "segmentation":
+        return _looked_for(task, rows)
     texts = _texts(task, rows)
     if task.kind == "single_label":
         index = {canonical(name): float(i) for i, name in enumerate(task.classes)}
@@ -95,7 +100,8 @@ def codes(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
 
 
 def counts(task: Task, labels: np.ndarray) -> dict[str, int]:
-    """How many rows have each class or finding, and how many are unknown."""
+    """How many rows have each class or finding, and how many are unknown; of masks, in how many rows each class was
+    looked for, and how many rows have no mask."""
     known = np.isfinite(labels)
     if task.kind == "single_label":
         tally = np.bincount(labels[known].astype(np.int64), minlength=len(task.classes))
@@ -104,17 +110,41 @@ def counts(task: Task, labels: np.ndarray) -> dict[str, int]:
     if task.kind == "multi_label":
         positive = {name: int((labels[:, j] == 1).sum()) for j, name in enumerate(task.columns)}
         return {**positive, "unknown": int((~known.any(axis=1)).sum())}
-    return {**{name: int(known[:, j].sum()) for j, name in enumerate(task.columns)},
+    return {**{name: int(known[:, j].sum()) for j, name in enumerate(task.outputs)},
             "unknown": int((~known.any(axis=1)).sum())}
 
 
-def _texts(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
-    """n k of canonical texts; "" where unknown or where the task does not take the row's label."""
+def _taken(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
+    """n bool: rows whose label the task takes, where they have one."""
     taken = np.ones(len(rows), bool)
     if task.sources:
         taken &= [source in task.sources for source in column_of(rows, "source")]
     for name, value in task.where.items():
         taken &= _canonical(cells_of(rows, name)) == canonical(value)
+    return taken
+
+
+def _looked_for(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
+    """n k: 1 where a row has a mask and the class was looked for in it, else NaN."""
+    found = np.full((len(rows), len(task.outputs)), np.nan, np.float32)
+    taken = _taken(task, rows) & np.array(masks_of(rows), bool)
+    if not task.columns:
+        found[taken] = 1
+        return found
+    cells = cells_of(rows, task.columns[0])
+    listed = {cell: np.isin(task.outputs, _names_in(cell)) for cell in set(cells)}
+    found[np.stack([listed[cell] for cell in cells]) & taken[:, None]] = 1
+    return found
+
+
+def _names_in(cell: str) -> list[str]:
+    """Names of classes in a cell: separated by commas, semicolons or bars; by spaces where it has none of these."""
+    return [name.strip() for name in (re.split(r"[,;|]", cell) if re.search(r"[,;|]", cell) else cell.split())]
+
+
+def _texts(task: Task, rows: Sequence[ManifestRow]) -> np.ndarray:
+    """n k of canonical texts; "" where unknown or where the task does not take the row's label."""
+    taken = _taken(task, rows)
     texts = np.full((len(rows), len(task.columns)), "", dtype=object)
     for j, name in enumerate(task.columns):
         texts[taken, j] = _canonical(cells_of(rows, name))[taken]
@@ -157,6 +187,19 @@ def _check_columns(task: Task, rows: Sequence[ManifestRow]) -> None:
     if missing:
         raise LabelError(f"label columns: found {', '.join(present) or 'none'}, expected also {', '.join(missing)}. "
                          "Remedy: correct the task's columns.")
+
+
+def _check_masks(task: Task, rows: Sequence[ManifestRow]) -> None:
+    found = _looked_for(task, rows)
+    train = np.array([split == "train" for split in column_of(rows, "split")], bool)
+    if not np.isfinite(found[train]).any():
+        raise LabelError(f"segmentation: found {sum(masks_of(rows))} rows with a mask, none of them in the training "
+                         "split of this task. Expected some. Remedy: name the column with their paths under "
+                         "`files: {mask_column: ...}`, and check the task's sources and where.")
+    never = [name for name, seen in zip(task.outputs, np.isfinite(found[train]).any(axis=0), strict=True) if not seen]
+    if never:
+        raise LabelError(f"column {task.columns[0]}: found no training row that lists {', '.join(never)}. Expected "
+                         "every class to be looked for in some. Remedy: correct `classes` or the column.")
 
 
 def _refuse_absent_classes(task: Task, texts: np.ndarray, quote: bool) -> None:

@@ -73,6 +73,10 @@ class Rows(Sequence[ManifestRow]):
         """See `cells_of`."""
         return self._cells.get(name) or [""] * len(self)
 
+    def masks(self) -> list[str]:
+        """See `masks_of`."""
+        return self._masks
+
     def changed(self, **columns: list[str]) -> Rows:
         """The same files with other keys, groups or splits; all else is shared with these."""
         other = Rows(self._folder, self._within)
@@ -84,6 +88,11 @@ class Rows(Sequence[ManifestRow]):
 def column_of(rows: Sequence[ManifestRow], name: str) -> Sequence[str]:
     """`key`, `group`, `split` or `source` of all rows, without a row being made. Not to be written to."""
     return rows.column(name) if isinstance(rows, Rows) else [getattr(row, name) for row in rows]
+
+
+def masks_of(rows: Sequence[ManifestRow]) -> list[bool]:
+    """Whether each row names a mask."""
+    return [bool(mask) for mask in (rows.masks() if isinstance(rows, Rows) else [row.mask_path for row in rows])]
 
 
 def cells_of(rows: Sequence[ManifestRow], name: str) -> Sequence[str]:

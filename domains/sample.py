@@ -97,7 +97,7 @@ class Part:
     """Whether another part follows."""
 
 
-TaskKind = Literal["single_label", "multi_label", "regression"]
+TaskKind = Literal["single_label", "multi_label", "regression", "segmentation"]
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,28 @@ class Task:
 
     kind: TaskKind
     """single_label: one column, one class of several. multi_label: one column per finding, 0 or 1 each.
-    regression: one column per number."""
-    columns: tuple[str, ...]
-    """The manifest columns. single_label takes exactly one."""
+    regression: one column per number. segmentation: a class per pixel, voxel or point, which masks say."""
+    columns: tuple[str, ...] = ()
+    """The manifest columns. single_label takes exactly one. segmentation takes none; or one that lists, in a row, the
+    classes that were looked for in it ("Brainstem SpinalCord", separated by spaces, commas or semicolons): the others
+    may lie in what the mask calls background."""
     classes: tuple[str, ...] = ()
-    """single_label: the class names in order. Empty: the sorted values that the training split holds."""
+    """single_label: the class names in order. Empty: the sorted values that the training split holds. segmentation: the
+    background's name first, then the others, in the order of `values`; required."""
+    values: tuple[int, ...] = ()
+    """segmentation: the number that each class has in mask files, the background's first. Empty: 0, 1, 2 and so on.
+    Places with a number that is not named are unknown."""
     sources: tuple[str, ...] = ()
     """Take labels from these sources only; rows of other sources count as unlabelled. Empty: all."""
     where: dict[str, str] = field(default_factory=dict)
     """Take labels only from rows whose column has this value ({nir_valid: '1.0'}); other rows count as unlabelled."""
 
     def __post_init__(self) -> None:
+        if self.kind == "segmentation":
+            self._check_classes_of_masks()
+            return
+        if self.values:
+            raise ValueError(f"`values` belongs to segmentation tasks; this one is {self.kind}. Remove it.")
         if not self.columns:
             raise ValueError("a task needs at least one label column; found none. Name it under `columns`.")
         if self.kind == "single_label" and len(self.columns) != 1:
@@ -125,7 +136,30 @@ class Task:
         if self.kind != "single_label" and self.classes:
             raise ValueError(f"`classes` belongs to single_label tasks; this one is {self.kind}. Remove it.")
 
+    def _check_classes_of_masks(self) -> None:
+        if not 2 <= len(self.classes) <= UNKNOWN_CLASS or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: found {list(self.classes)}, expected different names, the background's first "
+                             "and at least one more: what masks mark must have a name.")
+        if self.values and (len(self.values) != len(self.classes) or len(set(self.values)) < len(self.values)
+                            or not all(0 <= value < UNKNOWN_CLASS for value in self.values)):
+            raise ValueError(f"values: found {list(self.values)} for {len(self.classes)} classes, expected a number "
+                             f"from 0 to {UNKNOWN_CLASS - 1} for each, and no number twice.")
+        if len(self.columns) > 1:
+            raise ValueError(f"columns: found {len(self.columns)} for a segmentation task, expected none, or the one "
+                             "that lists which classes were looked for in a row.")
+
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of a head's outputs, in order."""
-        return self.classes if self.kind == "single_label" else self.columns
+        """The names of what is told apart, in order: of masks all classes but the background."""
+        match self.kind:
+            case "single_label":
+                return self.classes
+            case "segmentation":
+                return self.classes[1:]
+        return self.columns
+
+    def class_of(self) -> np.ndarray:
+        """256 uint8: the class of every number that a mask may hold, UNKNOWN_CLASS where it has none."""
+        table = np.full(256, UNKNOWN_CLASS, np.uint8)
+        table[list(self.values or range(len(self.classes)))] = np.arange(len(self.classes))
+        return table

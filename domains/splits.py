@@ -149,7 +149,7 @@ def _signature(labels: np.ndarray, task: Task) -> str:
     """What a group's rows say of one task: its commonest class or bin, or every finding that any row has."""
     if not np.isfinite(labels).any():
         return "unknown"
-    if task.kind == "multi_label":
+    if task.kind in ("multi_label", "segmentation"):
         return "".join("1" if positive else "0" for positive in (labels == 1).any(axis=0))
     first = labels[:, 0]
     values, tally = np.unique(first[np.isfinite(first)], return_counts=True)

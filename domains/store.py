@@ -276,6 +276,8 @@ class Prepared:
         if task not in self._labels:
             flat: np.ndarray = self._arrow(f"y.{task}").combine_chunks().flatten().to_numpy(zero_copy_only=False)
             self._labels[task] = flat.astype(np.float32).reshape(len(self), -1)
+            if self.contract.tasks[task].kind == "segmentation":
+                self._labels[task][~self.has_mask] = np.nan
             self._labels[task].flags.writeable = False
         return self._labels[task]
 

@@ -32,7 +32,7 @@ from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
-from pipelines.intake import contact_sheet, data_summary, refusals
+from pipelines.intake import contact_sheet, data_summary, mask_counts, refusals
 from pipelines.intake.engine import Engine, reading
 from pipelines.intake.nameless import nameless
 from pipelines.intake.remote import Read, Remote, Source, is_url
@@ -363,8 +363,12 @@ def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Man
         prepared, lambda stacks, total: by_samples(stacks, total, f"ingest {name}: statistics"))
     contracts.save(contract, folder / "contract.json")
     prepared = open_prepared(folder, check_reads=False)
+    masks = mask_counts.mask_counts(prepared)
+    for sentence in mask_counts.sentences(masks):
+        print(f"ingest {name}: {sentence}")
     summary = {
-        **data_summary.summarise(prepared, leaks, [*said, *joined.said()]),
+        **data_summary.summarise(prepared, leaks, [*said, *joined.said(), *mask_counts.sentences(masks)]),
+        "mask_pixels": masks,
         "files": len(rows), "quarantined": len(refused),
         "reasons": dict(Counter(outcome.reason for outcome in refused).most_common(20)), "filtered": manifest.filtered,
         "filtered_rows": sum(sum(counts.values()) for counts in manifest.filtered.values()),

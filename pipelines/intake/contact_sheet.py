@@ -95,6 +95,9 @@ def caption_of(prepared: Prepared, i: int) -> str:
         return f"{name}: {task.classes[int(values[0])]}"
     if task.kind == "multi_label":
         return ", ".join(column for column, value in zip(task.columns, values, strict=True) if value == 1) or "none"
+    if task.kind == "segmentation":
+        held = np.isin(np.arange(1, len(task.classes)), task.class_of()[prepared.mask(i)])
+        return ", ".join(name for name, there in zip(task.outputs, held, strict=True) if there) or "none"
     return ", ".join(f"{value:g}" for value in values)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from domains import labels
 from domains.labels import LabelError
-from domains.sample import ManifestRow, Task
+from domains.sample import UNKNOWN_CLASS, ManifestRow, Task
 
 
 def rows(texts: list[str], splits: list[str] | None = None, **more: list[str]) -> list[ManifestRow]:
@@ -78,3 +79,42 @@ def test_counts_tell_unknown_from_negative() -> None:
     assert labels.counts(task, np.array([[1, np.nan], [0, 1], [np.nan, np.nan]])) == {"y": 1, "z": 1, "unknown": 1}
     single = Task("single_label", ("y",), ("a", "b"))
     assert labels.counts(single, np.array([[1], [np.nan], [1]])) == {"a": 0, "b": 2, "unknown": 1}
+
+
+def masked(split: str, listed: str = "", mask: bool = True, source: str = "") -> ManifestRow:
+    return ManifestRow(Path("/a"), "a", "g", split, source, Path("/m") if mask else None, {"organs": listed})
+
+
+ORGANS = Task("segmentation", ("organs",), ("rest", "left kidney", "Liver"))
+
+
+def test_a_class_of_a_mask_is_known_where_it_was_looked_for_and_unknown_without_a_mask() -> None:
+    given = [masked("train", "Liver; left kidney"), masked("train", "Liver"), masked("val", "left kidney,Liver", False)]
+    np.testing.assert_array_equal(labels.arrays(ORGANS, given), [[1, 1], [np.nan, 1], [np.nan, np.nan]])
+    every = dataclasses.replace(ORGANS, columns=())
+    np.testing.assert_array_equal(labels.arrays(every, given), [[1, 1], [1, 1], [np.nan, np.nan]])
+    one = dataclasses.replace(every, sources=("here",))
+    given = [masked("train", source="here"), masked("train")]
+    np.testing.assert_array_equal(labels.arrays(one, given), [[1, 1], [np.nan, np.nan]])
+
+
+def test_masks_that_no_training_row_has_are_refused() -> None:
+    with pytest.raises(LabelError, match="2 rows with a mask, none of them in the training split.*mask_column"):
+        labels.resolve(ORGANS, [masked("test", "Liver"), masked("val", "Liver"), masked("train", mask=False)])
+    with pytest.raises(LabelError, match="no training row that lists left kidney"):
+        labels.resolve(ORGANS, [masked("train", "Liver")])
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"classes": ("rest",)}, "at least one more"), ({"classes": ("a", "a")}, "different names"),
+    ({"classes": ("a", "b"), "values": (0,)}, "a number from 0 to 254 for each"),
+    ({"classes": ("a", "b"), "columns": ("x", "y")}, "found 2 for a segmentation task")])
+def test_a_segmentation_task_that_means_nothing_is_refused(settings, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        Task("segmentation", **settings)
+
+
+def test_numbers_of_masks_become_classes_and_others_are_unknown() -> None:
+    table = Task("segmentation", classes=("rest", "water", "built"), values=(7, 80, 0)).class_of()
+    assert table[[7, 80, 0]].tolist() == [0, 1, 2]
+    assert (np.delete(table, [7, 80, 0]) == UNKNOWN_CLASS).all()
