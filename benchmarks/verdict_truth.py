@@ -37,12 +37,15 @@ from domains import contract as contracts
 from domains.contract import Channel, Contract
 from domains.publish import write_text
 from domains.sample import ManifestRow, Piece, Task
-from domains.store import Writer
+from domains.store import Writer, open_prepared
 from pipelines import pretrain, report, verdict
 from pipelines.evaluate import Leak
 from pipelines.pretrain import PretrainRun
+from pipelines.scoring import metrics
 from pipelines.settings import build
+from pipelines.training.batches import Batch, Source, domain_code, in_order
 from pipelines.verdict import VerdictRun
+from pipelines.weights import checkpoints
 
 SIDE, PATTERNS = 16, 3
 """Pixels a side; patterns of each class."""
@@ -58,17 +61,21 @@ LEAKS = ("test", "val", "start", "renamed")
 
 
 def patterns(rng: np.random.Generator) -> np.ndarray:
-    """2 * PATTERNS smooth images of mean 0 and deviation 1."""
+    """2 * PATTERNS smooth images of mean 0 and deviation 1, at right angles: none resembles another."""
     along = np.fft.fftfreq(SIDE) * SIDE
     smooth = np.exp(-(along[:, None] ** 2 + along[None] ** 2) / 8)
     drawn = np.fft.ifft2(np.fft.fft2(rng.normal(size=(2 * PATTERNS, SIDE, SIDE))) * smooth).real
     drawn -= drawn.mean(axis=(1, 2), keepdims=True)
-    scaled: np.ndarray = drawn / drawn.std(axis=(1, 2), keepdims=True)
+    apart = np.linalg.qr(drawn.reshape(2 * PATTERNS, -1).T)[0].T.reshape(drawn.shape)
+    scaled: np.ndarray = apart / apart.std(axis=(1, 2), keepdims=True)
     return scaled
 
 
 def draw(folder: Path, scenario: str, seed: int, leak: str = "") -> None:
-    """Prepared data of a scenario. With a leak, one held-out group lies in the pool, maybe under another name."""
+    """Prepared data of a scenario. With a leak, one held-out group lies in the pool, maybe under another name.
+
+    Of each pattern three groups have labels: one without any could not be told, whatever had been learnt.
+    """
     rng = np.random.default_rng([seed, list(RIGHT).index(scenario)])
     known = patterns(rng)
     contract = Contract(domain="medical", kind="xray", dtype="uint8", unknown=None, size=(SIDE, SIDE), spacing=None,
@@ -80,6 +87,7 @@ def draw(folder: Path, scenario: str, seed: int, leak: str = "") -> None:
     leaking = splits.index("val" if leak == "val" else "test") if leak else -1
     for group, split in enumerate(splits):
         which, scanner = int(rng.integers(2 * PATTERNS)), int(rng.integers(2))
+        which = group % (2 * PATTERNS) if split == "train" else which
         label = which // PATTERNS if scenario in ("structure", "untouched") else int(rng.integers(2))
         if scenario == "shortcut":
             label = scanner if rng.random() < 0.95 else 1 - scanner
@@ -156,6 +164,41 @@ def told(scenario: str, settings: VerdictRun, root: Path) -> dict[str, Any]:
             "warned": warned, "gain": numbers["pretrained full.gain"], "low": low, "high": high}
 
 
+def oracle(seed: int, root: Path) -> dict[str, float]:
+    """AUROC on the test rows of `structure` by ridge regression on pixels, on what random weights make of them and on
+    what pretrained ones do: whether there is a gain to be found, with no fine-tuning in between."""
+    draw(root / "data/prepared/made", "structure", seed)
+    prepared = open_prepared(root / "data/prepared/made")
+    rows = [prepared.rows(split=split, task="label") for split in ("train", "test")]
+    y, labels = (prepared.labels("label")[part][:, 0] for part in rows)
+    features = {"pixels": [np.stack([prepared.values(row).reshape(-1) for row in part]).astype(float)
+                           for part in rows]}
+    for name, steps in (("random", 1), ("pretrained", STEPS["structure"])):
+        pretrained(root, name, "made", steps, seed)
+        encoder = checkpoints.load_encoder(root / "artifacts/pretrain" / name).encoder.eval()
+
+        def seen(batch: Batch, encoder: Any = encoder) -> torch.Tensor:
+            tokens: torch.Tensor = encoder(encoder.tokenizer.patchify(batch.x, batch.known)).tokens.mean(1)
+            return tokens
+
+        with torch.no_grad():
+            features[name] = [in_order(Source(prepared, prepared.contract, domain_code("medical"), part), seen, 256,
+                                       torch.device("cpu")) for part in rows]
+    scores = {}
+    for name, (x, test) in features.items():
+        mean, deviation = x.mean(0), x.std(0) + 1e-6
+        x, test = (x - mean) / deviation, (test - mean) / deviation
+        weights = x.T @ np.linalg.solve(x @ x.T + x.shape[1] * np.eye(len(x)), 2 * y - 1)
+        scores[name] = round(metrics.values("single_label", labels[:, None], _as_two(test @ weights))["auroc"], 3)
+    return scores
+
+
+def _as_two(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of two classes in the order of the scores."""
+    one = 1 / (1 + np.exp(-scores))
+    return np.stack([1 - one, one], 1)
+
+
 def summary(lines: list[dict[str, Any]], scenario: str) -> str:
     """One line of text of a scenario."""
     own = [line for line in lines if line["scenario"] == scenario]
@@ -176,11 +219,19 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Does a verdict tell the truth?")
     parser.add_argument("--only", nargs="+", default=list(RIGHT), choices=RIGHT)
     parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--oracle", nargs="+", type=int, default=[], metavar="SEED",
+                        help="only: is there a gain to be found in `structure`, without a verdict")
     parser.add_argument("--out", type=Path, default=REPORTS)
     given = parser.parse_args(arguments)
     os.environ["LACUNA_TRACKING"] = "off"
     torch.set_num_threads(1)
     report.can_draw = lambda library="": False  # nobody looks at a hundred pictures
+    for seed in given.oracle:
+        with tempfile.TemporaryDirectory() as text, contextlib.redirect_stdout(io.StringIO()):
+            scores = oracle(seed, Path(text))
+        print(f"seed {seed}: AUROC {', '.join(f'{name} {score:.3f}' for name, score in scores.items())}")
+    if given.oracle:
+        return 0
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "verdict_truth.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
