@@ -89,7 +89,7 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
         tracked.tag("resume.despite_code_change", str(work.despite_code_change).lower())
         if settings.processes > 1:
             _train_side_by_side(name, settings, root, work, tracked)
-        trials = trainings(name, settings, prepared, start, work, tracked)
+        trials = trainings(name, settings, prepared, rows, start, work, tracked)
         if follows():
             return {}
         summary = _publish(name, settings, root, trials, start, work, rows)
@@ -97,11 +97,14 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
         return summary
 
 
-def trainings(name: str, settings: FinetuneRun, prepared: Prepared, start: Start, work: Work, tracked: Any,
-              share: slice = slice(None)) -> list[Trial]:
-    """Every training of the run, or a share of them; those that are in the work folder already are not done again."""
+def trainings(name: str, settings: FinetuneRun, prepared: Prepared, rows: tuple[np.ndarray, np.ndarray], start: Start,
+              work: Work, tracked: Any, share: slice = slice(None)) -> list[Trial]:
+    """Every training of the run, or a share of them; those that are in the work folder already are not done again.
+
+    Args:
+        rows: to learn from and to choose by (`labelled_rows`).
+    """
     labels = prepared.labels(settings.task)
-    rows = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
     code = domain_code(settings.domain)
     train, val = (Source(prepared, start.contract, code, part, labels) for part in rows)
     task, augment = prepared.contract.tasks[settings.task], build_augment(name, settings)

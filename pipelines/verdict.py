@@ -26,6 +26,7 @@ from pipelines.settings import build, plain
 from pipelines.tracking import tracking
 from pipelines.tracking.tracked_run import Run
 from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.side_by_side import side_by_side
 from pipelines.verdicts import verdict_report
 from pipelines.verdicts.cells import (
     LEAST_FOLDS,
@@ -36,7 +37,6 @@ from pipelines.verdicts.cells import (
     all_labelled,
     code_of,
     compute_all,
-    compute_in_processes,
     finished,
     npy,
     place,
@@ -168,11 +168,18 @@ def run(name: str, settings: VerdictRun, root: Path, share: tuple[int, int] | No
             _track(tracked, cell, one, lines[cell], cell in kept)
 
         if settings.processes > 1 and len(kept) < len(cells):
-            compute_in_processes(name, settings.processes, root)
+            _compute_side_by_side(name, settings, root, tracked)
         told = compute_all(cells, folders, prepared, lambda cell: _start_of(cell, starts), name, done)
         answer = answer_of(name, settings, prepared, told, root, starts)
         _publish(answer, told, [lines[cell] for cell in told], root, tracked)
     return answer.headlines()
+
+
+def _compute_side_by_side(name: str, settings: VerdictRun, root: Path, tracked: Run) -> None:
+    """Leave finished cells in their folders; what a process could not train is trained here afterwards."""
+    request = {"name": name, "settings": plain(settings), "root": str(root.resolve())}
+    if failed := side_by_side("pipelines.verdicts.verdict_share", request, settings.processes, tracked.metrics):
+        print(f"verdict {name}: {failed} of {settings.processes} processes ended early; their cells are trained here.")
 
 
 def share_of(text: str) -> tuple[int, int] | None:

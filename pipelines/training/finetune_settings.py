@@ -96,6 +96,10 @@ class FinetuneRun:
         if self.adapters and self.protocol != "full":
             raise ValueError(f"adapters: found {len(self.adapters)} with protocol {self.protocol}, expected protocol "
                              "full: the others train nothing inside the encoder. Leave one of the two out.")
+        if self.protocol == "linear" and (not isinstance(self.head, SampleHead) or not self.head.batch_norm
+                                          or self.head.hidden or self.head.layers):
+            raise ValueError(f"protocol linear: found {self.head}, expected one linear layer on standardised features. "
+                             "Set head: {kind: sample, batch_norm: true}, with neither `hidden` nor `layers`.")
         if self.adapters and self.optimisation.layer_decay != 1:
             raise ValueError(f"adapters: found layer_decay {self.optimisation.layer_decay}, expected 1: what is new in "
                              "early blocks has as far to go as what is new in late ones. Leave layer_decay out.")

@@ -12,6 +12,7 @@ from domains.store import open_prepared
 from pipelines.finetune import resolve_start, trainings
 from pipelines.settings import build
 from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.label_budget import labelled_rows
 from pipelines.training.resume import Work
 from pipelines.training.side_by_side import Log, asked
 
@@ -23,8 +24,9 @@ def train(request: dict[str, Any], log: Log) -> None:
     prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
     work = Work(**{**request["work"], "folder": Path(request["work"]["folder"])})
     start = resolve_start(settings, prepared.contract, root)
+    rows = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
     first, count = request["share"]
-    trainings(name, settings, prepared, start, work, log, slice(first, None, count))
+    trainings(name, settings, prepared, rows, start, work, log, slice(first, None, count))
 
 
 if __name__ == "__main__":

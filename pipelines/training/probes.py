@@ -37,10 +37,7 @@ def fit_linear(model: Tuned, train: Source, val: Source, device: torch.device) -
     them at very different scales.
     """
     head = model.head
-    assert isinstance(head, PredictSample), "the settings pair protocol linear with a sample head"
-    if not isinstance(head.norm, nn.BatchNorm1d) or not isinstance(head.before, nn.Identity):
-        raise ValueError("protocol linear: found a head with a hidden layer or without batch_norm, expected one linear "
-                         "layer on standardised features. Set head: {kind: sample, batch_norm: true} and no `hidden`.")
+    assert isinstance(head, PredictSample) and isinstance(head.norm, nn.BatchNorm1d), "FinetuneRun has checked it"
     x, x_val = frozen_features(model, train, device), frozen_features(model, val, device)
     assert head.norm.running_mean is not None and head.norm.running_var is not None
     head.norm.running_mean.copy_(x.mean(0))

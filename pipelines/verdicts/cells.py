@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ from pipelines.training.batches import Source, domain_code
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.training.label_budget import labelled_rows, within_budget
 from pipelines.training.resume import REPOSITORY, Work, hash_of_sources
-from pipelines.training.side_by_side import environment_of
 from pipelines.training.training import device_of
 from pipelines.weights.starts import Start
 from pipelines.weights.tuned_checkpoints import load_tuned, predict
@@ -104,12 +102,26 @@ def rows_of(cell: Cell, prepared: Prepared) -> Rows:
     if not cell.folds:
         train, val = labelled_rows(prepared, run.data, run.task, run.label_share, run.label_seed)
         return Rows(train, val, prepared.rows(split="test", task=run.task))
-    rows = all_labelled(prepared, run.task)
-    column = prepared.column("group")
-    held = group_folds([str(column[row]) for row in rows], prepared.labels(run.task)[rows], cell.folds, 1, cell.seed)
-    test, val = (np.sort(rows[held[(cell.fold + after) % cell.folds]]) for after in (0, 1))
+    rows, folds = _folded(cell, prepared)
+    test, val = (folds[(cell.fold + after) % cell.folds] for after in (0, 1))
     train = np.setdiff1d(rows, np.concatenate([test, val]))
     return Rows(within_budget(prepared, run.task, train, run.label_share, run.label_seed), val, test)
+
+
+def tested_rows(cell: Cell, prepared: Prepared) -> np.ndarray:
+    """The last of `rows_of` alone, which asks nothing of the budget."""
+    if not cell.folds:
+        return prepared.rows(split="test", task=cell.run.task)
+    return _folded(cell, prepared)[1][cell.fold]
+
+
+def _folded(cell: Cell, prepared: Prepared) -> tuple[np.ndarray, list[np.ndarray]]:
+    """All labelled rows, and the rows of each fold that the cell's seed draws; ascending."""
+    rows = all_labelled(prepared, cell.run.task)
+    column = prepared.column("group")
+    held = group_folds([str(column[row]) for row in rows], prepared.labels(cell.run.task)[rows], cell.folds, 1,
+                       cell.seed)
+    return rows, [np.sort(rows[one]) for one in held]
 
 
 def all_labelled(prepared: Prepared, task: str) -> np.ndarray:
@@ -202,16 +214,6 @@ def compute_all(cells: Sequence[Cell], folders: Mapping[Cell, Path], prepared: P
             found[cell] = computed = compute(cell, folders[cell], prepared, start_of(cell))
         done(cell, computed)
     return {cell: told for cell, told in found.items() if told is not None}
-
-
-def compute_in_processes(name: str, count: int, root: Path) -> None:
-    """Train shares of a verdict's cells in processes of their own; what one leaves behind is trained afterwards."""
-    children = [subprocess.Popen([sys.executable, "-P", "-m", "lacuna", "verdict", name, "--cells", f"{i}/{count}"],
-                                 cwd=root, env={**environment_of(i, count), "LACUNA_TRACKING": "off"})
-                for i in range(count)]
-    failed = [child.args for child in children if child.wait() != 0]
-    if failed:
-        print(f"verdict {name}: {len(failed)} of {count} processes ended early; their cells are trained here.")
 
 
 def npy(values: np.ndarray) -> bytes:

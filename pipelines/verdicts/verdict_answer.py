@@ -21,7 +21,7 @@ from pipelines.settings import plain
 from pipelines.tracking import lineage
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.training.training import Machine, Optimisation
-from pipelines.verdicts.cells import SCRATCH, Cell, Rows, Told, all_labelled, rows_of
+from pipelines.verdicts.cells import SCRATCH, Cell, Rows, Told, all_labelled, rows_of, tested_rows
 from pipelines.verdicts.label_efficiency import Curve, Gain, Worth, gain, gains, worth
 from pipelines.verdicts.verdict_report import Answer, Way
 from pipelines.weights.starts import Start
@@ -59,7 +59,7 @@ def line_of(cell: Cell, told: Told, settings: VerdictRun, prepared: Prepared) ->
     """A cell's numbers, for a table and for tracking."""
     kind, headline = prepared.contract.tasks[settings.task].kind, headline_of(settings, prepared)
     numbers = told.numbers
-    labels = prepared.labels(settings.task)[rows_of(cell, prepared).test]
+    labels = prepared.labels(settings.task)[tested_rows(cell, prepared)]
     return {"way": cell.way, "budget": cell.budget, "seed": cell.seed, **({"fold": cell.fold} if cell.folds else {}),
             "learning_rate": numbers["learning_rate"], "val_loss": numbers["val_loss"],
             f"test_{headline}": metrics.values(kind, labels, told.predicted)[headline],
@@ -112,7 +112,7 @@ def joined(own: Mapping[Cell, Told], settings: VerdictRun, prepared: Prepared, t
         return np.stack([one.predicted for one in own.values()])
     whole = []
     for seed in settings.seeds:
-        parts = [(np.searchsorted(tested.rows, rows_of(cell, prepared).test), one.predicted)
+        parts = [(np.searchsorted(tested.rows, tested_rows(cell, prepared)), one.predicted)
                  for cell, one in own.items() if cell.seed == seed]
         whole.append(np.zeros((len(tested.rows), parts[0][1].shape[1]), np.float32))
         for at, predicted in parts:

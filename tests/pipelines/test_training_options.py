@@ -87,6 +87,8 @@ def test_a_fine_tuning_draws_patch_sizes_and_leaves_a_checkpoint_of_the_stored_o
     ({"flexible_patches": [[4, 4]], "protocol": "linear", "head": {"kind": "sample", "batch_norm": True}},
      "flexible_patches: found protocol linear"),
     ({"flexible_patches": [[4, 4]], "protocol": "knn", "head": {"kind": "nearest"}}, "expected full with sample"),
+    ({"protocol": "linear"}, "protocol linear: found .* expected one linear layer on standardised features"),
+    ({"protocol": "linear", "head": {"kind": "sample", "batch_norm": True, "hidden": 4}}, "neither `hidden` nor"),
     ({"initialisation": "mimetic", "arms": ["pretrained"]}, "initialisation mimetic is for the scratch arm")])
 def test_a_fine_tuning_that_could_not_use_an_option_is_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=told):

@@ -7,6 +7,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from pipelines.pretrain import PretrainRun, group_hashes
 from pipelines.settings import SettingsError, build, plain
 from pipelines.tracking.tracked_run import Run
 from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.resume import REPOSITORY
 from pipelines.verdict import VerdictRun
 from tests.fabricate import prepare, pretrain_settings, pretrained
+from tests.pipelines.test_side_by_side import runs, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_tracking")
 
@@ -243,6 +247,30 @@ def test_processes_and_shares_say_what_one_process_says(project, tmp_path, monke
         if name != "one":
             assert not ways
     assert len(said("one")) == 8 and said("one") == said("two") == said("thirds")
+
+
+@pytest.mark.slow
+def test_processes_of_a_killed_verdict_end_with_it(project, tmp_path):
+    run = asked(processes=2, tuning={**asked().tuning, "optimisation": {"steps": 10**6, "batch_size": 8}})
+    (tmp_path / "asked.json").write_text(json.dumps(plain(run)))
+    program = ("import json, sys; from pathlib import Path; from pipelines import verdict; "
+               "from pipelines.settings import build; "
+               "verdict.run('killed', build(verdict.VerdictRun, json.loads(Path(sys.argv[1]).read_text()), 'verdict'), "
+               "Path(sys.argv[2]))")
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "asked.json"), str(project)],
+                              env={**os.environ, "PYTHONPATH": str(REPOSITORY), "LACUNA_TRACKING": "off"})
+    at_work: list[Path] = []
+
+    def training() -> bool:
+        assert parent.poll() is None, "the verdict ended by itself"
+        at_work[:] = [Path(f"/proc/{process}") for process in
+                      Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+        return len(at_work) == 2 and len(list((project / verdict.CELLS).glob("*.work"))) == 2
+
+    wait_until(training)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(runs(int(process.name)) for process in at_work))
 
 
 @pytest.mark.parametrize("text", ["4", "2/2", "a/b", "-1/2"])
