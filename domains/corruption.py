@@ -20,10 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from domains.contract import Contract
-from domains.sample import nearest_integer
+from domains.sample import UNKNOWN_CLASS, nearest_integer
 
 Apply = Callable[[np.ndarray, Contract, float, np.random.Generator], np.ndarray]
 """(stored sample, contract, strength, chance) -> the sample in the same dtype, another one."""
+
+Move = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+"""(mask, strength, the same chance) -> the mask of the damaged sample."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Corruption:
     apply: Apply
     none: float = 0.0
     """The strength that does nothing."""
+    moved: Move | None = None
+    """Where a mask lies afterwards; None: damage leaves it in its place. Points carry their masks themselves."""
 
 
 def resolution() -> Corruption:
@@ -76,18 +81,38 @@ def coarser(values: np.ndarray, contract: Contract, strength: float, chance: np.
 def turned(values: np.ndarray, contract: Contract, strength: float, chance: np.random.Generator) -> np.ndarray:
     """Turned by so many degrees in the plane of the last two axes, to either side by chance. What comes from outside
     is unknown, or what lies at the edge where this data has nothing unknown."""
-    angle = np.radians(strength) * (1 if chance.random() < 0.5 else -1)
     known = known_of(values, contract)
     x, share = (one.reshape(1, -1, *values.shape[-2:]) for one in _with_share(values, known))
     height, width = values.shape[-2:]
-    cos, sin = float(np.cos(angle)), float(np.sin(angle))  # the grid runs from -1 to 1 along both axes
-    theta = torch.tensor([[[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]])
-    grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False)
+    grid = F.affine_grid(_turn(strength, chance, height, width), [1, 1, height, width], align_corners=False)
     outside = "border" if contract.unknown is None else "zeros"
     x, share = (F.grid_sample(one, grid, mode="bilinear", padding_mode=outside, align_corners=False)
                 for one in (x, share))
     seen = (share >= 0.5).numpy().reshape(values.shape) if contract.unknown is not None else known
     return stored((x / share.clamp(min=1e-6)).numpy().reshape(values.shape), seen, contract)
+
+
+def turned_mask(mask: np.ndarray, strength: float, chance: np.random.Generator) -> np.ndarray:
+    """The mask of a `turned` sample: the nearest class, UNKNOWN_CLASS where a pixel comes from outside."""
+    height, width = mask.shape[-2:]
+    grid = F.affine_grid(_turn(strength, chance, height, width), [1, 1, height, width], align_corners=False)
+    shifted = torch.from_numpy(mask.astype(np.float32) + 1).reshape(1, -1, height, width)  # 0 is then outside
+    found = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    classes = found.numpy().reshape(mask.shape).round().astype(np.int64)
+    return np.where(classes == 0, UNKNOWN_CLASS, classes - 1).astype(np.uint8)
+
+
+def mask_under(kind: Corruption, values: np.ndarray, mask: np.ndarray, contract: Contract, strength: float,
+               chance: np.random.Generator) -> np.ndarray:
+    """The mask that belongs to a sample under damage.
+
+    Args:
+        values: the sample before. mask: its mask before. chance: as fresh as that of the sample itself.
+    """
+    if contract.kind == "points":  # points are lost and turned, each with its class
+        carried = np.concatenate([values, mask[:, None].astype(values.dtype)], axis=1)
+        return kind.apply(carried, contract, strength, chance)[:, -1].astype(np.uint8)
+    return mask if kind.moved is None else kind.moved(mask, strength, chance)
 
 
 def known_of(values: np.ndarray, contract: Contract) -> np.ndarray:
@@ -112,6 +137,13 @@ def stored(x: np.ndarray, known: np.ndarray, contract: Contract) -> np.ndarray:
     if contract.unknown is not None:
         out[~known] = contract.unknown
     return out
+
+
+def _turn(strength: float, chance: np.random.Generator, height: int, width: int) -> Tensor:
+    """1 2 3: the map of a turn by so many degrees to either side."""
+    angle = np.radians(strength) * (1 if chance.random() < 0.5 else -1)
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))  # the grid runs from -1 to 1 along both axes
+    return torch.tensor([[[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]])
 
 
 def _with_share(values: np.ndarray, known: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -206,6 +206,28 @@ def scatter(path: Path, clouds: Mapping[str, tuple[np.ndarray, np.ndarray]], lab
     return save_figure(figure, path)
 
 
+def strips(path: Path, columns: Mapping[str, np.ndarray], label: str, title: str = "") -> bool:
+    """One dot per sample between 0 and 1, a strip for each name, with a bar at the median. NaN is left out."""
+    if not any(np.isfinite(values).any() for values in columns.values()) or not can_draw():
+        return False
+    figure = new_figure(6.4, 1.3 + 0.62 * len(columns))
+    axes = figure.subplots()
+    for i, (name, values) in enumerate(columns.items()):
+        shown = values[np.isfinite(values)]
+        # A fixed spread: the same numbers give the same picture.
+        lift = 0.26 * np.cos(2.4 * np.arange(len(shown)))
+        axes.scatter(shown, i + lift, s=13, alpha=0.45, linewidths=0, color=COLOURS[i % len(COLOURS)], label=name)
+        axes.plot([np.median(shown)] * 2, [i - 0.36, i + 0.36], color=COLOURS[i % len(COLOURS)], linewidth=2.2)
+    axes.set_yticks(range(len(columns)), list(columns))
+    axes.set_ylim(len(columns) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(f"{label}; bar: median")
+    axes.set_title(title)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    return save_figure(figure, path)
+
+
 def can_draw(library: str = "matplotlib") -> bool:
     """Whether pictures can be made; where not, that is printed once in a process."""
     if importlib.util.find_spec(library) is not None:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from domains.contract import Contract
-from domains.corruption import Corruption, known_of, noise, resolution, stored, turned
+from domains.corruption import Corruption, known_of, noise, resolution, stored, turned, turned_mask
 
 
 def corruptions(contract: Contract) -> Mapping[str, Corruption]:
     """Those that this kind of data has, by name."""
     both = {"resolution": resolution(),
-            "rotation": Corruption("degrees", (5.0, 10.0, 20.0, 45.0), 180.0, turned)}
+            "rotation": Corruption("degrees", (5.0, 10.0, 20.0, 45.0), 180.0, turned, moved=turned_mask)}
     if contract.kind == "ct":
         return {"hu_shift": Corruption("HU", (25.0, 50.0, 100.0, 200.0), 2000.0, shifted),
                 "noise": Corruption("HU", (50.0, 100.0, 200.0, 400.0), 4000.0, noise), **both}

@@ -29,9 +29,27 @@ def picture(values: np.ndarray, contract: Contract, known: np.ndarray | None = N
     if contract.kind == "xray":
         return _paint(values[0], known[0], (0.0, 255.0))
     window = _window(contract.channels[0])
-    return _side_by_side([_paint(_isotropic(plane, steps), _isotropic(seen, steps).astype(bool), window)
-                          for (plane, steps), (seen, _) in zip(_mid_planes(values[0], contract),
-                                                               _mid_planes(known[0], contract), strict=True)])
+    return _side_by_side([_paint(one, seen.astype(bool), window)
+                          for one, seen in zip(_mid_planes(values[0], contract), _mid_planes(known[0], contract),
+                                               strict=True)])
+
+
+def section(values: np.ndarray, contract: Contract, axis: int, index: int) -> np.ndarray:
+    """H W 3 uint8: one plane of a volume, axial (axis 0), coronal (1) or sagittal (2), as `picture` would show it."""
+    known = np.ones(values.shape, bool) if contract.unknown is None else values != contract.unknown
+    return _paint(plane(values[0], contract, axis, index), plane(known[0], contract, axis, index).astype(bool),
+                  _window(contract.channels[0]))
+
+
+def plane(volume: np.ndarray, contract: Contract, axis: int, index: int) -> np.ndarray:
+    """One plane of D H W, turned and stretched as pictures are: superior at the top, square pixels."""
+    z, y, x = contract.spacing or (1.0, 1.0, 1.0)
+    match axis:
+        case 0:
+            return _isotropic(volume[index], (y, x))
+        case 1:
+            return _isotropic(volume[::-1, index], (z, x))
+    return _isotropic(volume[::-1, :, index], (z, y))
 
 
 def _paint(values: np.ndarray, known: np.ndarray, window: tuple[float, float]) -> np.ndarray:
@@ -48,12 +66,10 @@ def _window(channel: Channel) -> tuple[float, float]:
     return (low, high) if high - low >= NARROWEST_HU else (channel.low, channel.high)
 
 
-def _mid_planes(volume: np.ndarray, contract: Contract) -> list[tuple[np.ndarray, tuple[float, float]]]:
-    """Each plane with its millimetres per row and per column. Stored axes run superior, posterior, left: superior is
-    turned to the top, as films are read, and the axial plane is seen from the feet."""
-    z, y, x = contract.spacing or (1.0, 1.0, 1.0)
-    depth, height, width = (n // 2 for n in volume.shape)
-    return [(volume[depth], (y, x)), (volume[::-1, height], (z, x)), (volume[::-1, :, width], (z, y))]
+def _mid_planes(volume: np.ndarray, contract: Contract) -> list[np.ndarray]:
+    """Stored axes run superior, posterior, left: superior is turned to the top, as films are read, and the axial plane
+    is seen from the feet."""
+    return [plane(volume, contract, axis, n // 2) for axis, n in enumerate(volume.shape)]
 
 
 def _isotropic(plane: np.ndarray, steps: tuple[float, float]) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from domains.contract import Contract
-from domains.corruption import Corruption, noise, resolution, turned
+from domains.corruption import Corruption, noise, resolution, turned, turned_mask
 
 NOISE_SHARES = (0.25, 0.5, 1.0, 2.0)
 """Noise that is tried, as shares of the median band's standard deviation; a run's strengths are in the data's unit."""
@@ -24,7 +24,7 @@ def corruptions(contract: Contract) -> Mapping[str, Corruption]:
     levels = tuple(float(f"{share * spread:.2g}") for share in NOISE_SHARES)
     found = {"noise": Corruption(contract.channels[0].unit, levels, 1e6, noise),
              "resolution": resolution(),
-             "rotation": Corruption("degrees", (10.0, 20.0, 30.0, 45.0), 180.0, turned)}
+             "rotation": Corruption("degrees", (10.0, 20.0, 30.0, 45.0), 180.0, turned, moved=turned_mask)}
     if contract.unknown is None or bands < 2:
         return found
     counts = sorted({max(1, round(share * bands)) for share in (0.0, 0.25, 0.5, 0.75)} - {bands})

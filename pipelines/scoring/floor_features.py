@@ -87,7 +87,32 @@ class ShapeFloor:
     """Leave out everything that knows the size in metres or the number of points."""
 
 
-FloorSettings = FactsFloor | ManifestFloor | IntensityFloor | ThumbnailFloor | ShapeFloor
+@dataclass(frozen=True)
+class PixelsFloor:
+    """Of segmentation: each pixel by its values, their means over its surroundings and, of several bands, ratios."""
+
+    kind: Literal["pixels"]
+    pixels: int = 20_000
+    """Training pixels that are looked at, as many of every class as there are."""
+    scales: tuple[int, ...] = (5, 15)
+    """Sides of the squares or cubes that means are taken over, in pixels."""
+    place: bool = False
+    """Look at where a pixel lies too: samples that were cut around what is looked for betray it."""
+
+    def __post_init__(self) -> None:
+        if self.pixels < 100 or any(size < 2 for size in self.scales):
+            raise ValueError(f"found pixels {self.pixels} and scales {list(self.scales)}, expected at least 100 pixels "
+                             "and scales from 2 on, such as [5, 15].")
+
+
+@dataclass(frozen=True)
+class PriorFloor:
+    """Of segmentation: the mean training mask, the same for every sample of one size."""
+
+    kind: Literal["prior"]
+
+
+FloorSettings = (FactsFloor | ManifestFloor | IntensityFloor | ThumbnailFloor | ShapeFloor | PixelsFloor | PriorFloor)
 
 
 def features(prepared: Prepared, settings: FloorSettings, rows: npt.NDArray[np.int64], train: npt.NDArray[np.int64],
@@ -115,6 +140,8 @@ def features(prepared: Prepared, settings: FloorSettings, rows: npt.NDArray[np.i
                 raise ValueError(f"floor shape: found {prepared.contract.kind} data, expected points. "
                                  "Remedy: use intensity or thumbnail.")
             return np.stack([outline(np.asarray(prepared.values(int(i))), settings.scale_free) for i in rows])
+        case PixelsFloor() | PriorFloor():
+            raise AssertionError("floors of masks look at pixels, not at samples")
 
 
 def encode(rows: Sequence[Mapping[str, Any]], train: Sequence[Mapping[str, Any]]) -> Floats:

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from domains.sample import TaskKind
 from domains.store import Prepared
 from pipelines.scoring import metrics
-from pipelines.scoring.floor_features import FloorSettings, ThumbnailFloor, features
+from pipelines.scoring.floor_features import FloorSettings, PixelsFloor, PriorFloor, ThumbnailFloor, features
 from pipelines.scoring.metrics import Floats
+from pipelines.scoring.pixel_floors import convergence_warning, mask_floor
 
 Rows = npt.NDArray[np.int64]
 
@@ -53,7 +54,7 @@ class Floor:
     """A fitted simple model's word on the test rows."""
 
     predicted: Floats
-    """n K: probabilities, or numbers."""
+    """n K: probabilities, or numbers; n 3K counts of masks (overlap.counts)."""
     model: str
     """Which was chosen: "logistic C=0.1", "forest leaf=5"; of several outputs each with how often."""
 
@@ -70,12 +71,24 @@ def floor_on(prepared: Prepared, task: str, settings: FloorSettings, parts: tupl
     """The same with the rows to fit on, to choose on and to predict named, such as those of a fold."""
     train, val, test = parts
     about = prepared.contract.tasks[task]
+    check_floor(settings, about.kind)
+    if isinstance(settings, PixelsFloor | PriorFloor):
+        return Floor(*mask_floor(prepared, task, settings, parts, headline, seed))
     rows = np.concatenate([train, val, test])
     x = features(prepared, settings, rows, train, root)
     components = settings.components if isinstance(settings, ThumbnailFloor) else 0
     split = np.split(np.arange(len(rows)), [len(train), len(train) + len(val)])
     question = Question(about.kind, len(about.outputs), headline, components, seed)
     return fit(question, x, prepared.labels(task)[rows], split[0], split[1], split[2])
+
+
+def check_floor(settings: FloorSettings, kind: TaskKind) -> None:
+    """Refuse a floor that says nothing of such a task. Raises ValueError."""
+    of_masks = isinstance(settings, PixelsFloor | PriorFloor)
+    if of_masks != (kind == "segmentation"):
+        wanted = "pixels or prior" if kind == "segmentation" else "facts, manifest, intensity, thumbnail or shape"
+        raise ValueError(f"floors: found {settings.kind} for a {kind} task, expected {wanted}. Remedy: correct "
+                         "`floors` of the run.")
 
 
 def fit(question: Question, x: Floats, labels: npt.ArrayLike, train: Rows, val: Rows, test: Rows) -> Floor:
@@ -110,7 +123,7 @@ def _best(question: Question, x: Floats, y: Floats, train: Rows, val: Rows, test
     models = candidates(question, len(train), x.shape[1])
     with warnings.catch_warnings():
         # A linear model that has not converged is a weaker candidate, and the choice below is by its score.
-        warnings.filterwarnings("ignore", category=_convergence_warning())
+        warnings.filterwarnings("ignore", category=convergence_warning())
         for name, model in models:
             model.fit(x[train], targets if kind == "regression" else targets.astype(int))
             score = metrics.values(kind, y[val], _predict(model, question, x[val]))[question.headline]
@@ -168,10 +181,3 @@ def _constant(question: Question, targets: Floats, num_rows: int) -> Floor:
         share = np.bincount(targets.astype(int), minlength=question.num_outputs) + 1e-9
         return Floor(np.tile(share / share.sum(), (num_rows, 1)), "constant")
     return Floor(np.full((num_rows, 1), targets.mean() if len(targets) else 0.0), "constant")
-
-
-def _convergence_warning() -> type[Warning]:
-    from sklearn.exceptions import ConvergenceWarning
-
-    kind: type[Warning] = ConvergenceWarning
-    return kind

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domains.sample import TaskKind
+from pipelines.scoring import overlap
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -63,18 +64,31 @@ METRICS: dict[str, Metric] = {
     "r2": Metric("R2", True, "1 - squared error / squared distance from the mean of the same rows; averaged over "
                  "columns."),
     "spearman": Metric("Spearman", True, "Correlation of ranks, ties sharing their mean rank; averaged over columns."),
+    "dice": Metric("Dice", True, "2 TP / (2 TP + FP + FN) in pixels of each sample, averaged over the samples whose "
+                   "truth holds the class, then over classes. Samples without the class are left out: see false "
+                   "alarms."),
+    "iou": Metric("IoU", True, "TP / (TP + FP + FN), pixels of all samples together, wrong ones in samples without the "
+                  "class too; averaged over classes. Not defined where no truth holds the class."),
+    "precision": Metric("precision", True, "TP / (TP + FP), pixels of all samples together; averaged over classes. Not "
+                        "defined where nothing was called the class, or no truth holds it."),
+    "recall": Metric("recall", True, "TP / (TP + FN), pixels of all samples together; averaged over classes."),
+    "false_alarms": Metric("false alarms", False, "Share of the samples without a class in which some pixel was called "
+                           "it, averaged over classes. Not defined where every sample holds the class."),
 }
 
-NEEDS_BOTH = ("auroc", "average_precision", "balanced_accuracy", "f1")
-"""Metrics that set one outcome against the other, and know no more than the rarer of the two allows."""
+NEEDS_BOTH = ("auroc", "average_precision", "balanced_accuracy", "f1", "dice", "iou", "precision", "recall")
+"""Metrics that set one outcome against the other, and know no more than the rarer of the two allows; of masks, than the
+groups that hold the class."""
 
-HEADLINE: dict[TaskKind, str] = {"single_label": "auroc", "multi_label": "auroc", "regression": "mae"}
+HEADLINE: dict[TaskKind, str] = {"single_label": "auroc", "multi_label": "auroc", "regression": "mae",
+                                 "segmentation": "dice"}
 """The one number per kind of task that a run is told by, unless its settings name another."""
 
 NAMES: dict[TaskKind, tuple[str, ...]] = {
     "single_label": ("auroc", "average_precision", "accuracy", "balanced_accuracy", "f1", "ece", "brier"),
     "multi_label": ("auroc", "average_precision", "accuracy", "balanced_accuracy", "f1", "ece", "brier"),
     "regression": ("mae", "rmse", "r2", "spearman"),
+    "segmentation": overlap.NAMES,
 }
 """The metrics of each kind of task, in the order of tables."""
 
@@ -89,9 +103,10 @@ def score(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
     """Every metric of the kind, for each weighting of the rows.
 
     Args:
-        labels: n 1 class indices (single_label), n K of 0/1 (multi_label) or n K numbers (regression); NaN is unknown
-            and left out.
-        predicted: n K: probabilities over the classes, probability of each finding, or numbers.
+        labels: n 1 class indices (single_label), n K of 0/1 (multi_label), n K numbers (regression) or n K of 1 where
+            a class was looked for (segmentation); NaN is unknown and left out.
+        predicted: n K: probabilities over the classes, probability of each finding, or numbers; n 3K: TP, FP, FN in
+            pixels, class by class (segmentation, see overlap.counts).
         weights: n R, how often each row counts; None is once each.
 
     Returns:
@@ -114,8 +129,15 @@ def score_with_outputs(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.Arr
         classes = _classes(y, p, w)
         means = _mean_over_outputs(("auroc", "average_precision", "f1"), classes, w.shape[1])
         return {**means, **_rows(y, p, w)}, classes
-    outputs = _by_output(kind, labels, predicted, weights)
+    outputs = (overlap.score_by_class(labels, predicted, weights) if kind == "segmentation"
+               else _by_output(kind, labels, predicted, weights))
     return _mean_over_outputs(NAMES[kind], outputs, weights.shape[1]), outputs
+
+
+def absent_of(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike) -> tuple[int, ...]:
+    """`left_out` of n predictions, and of masks, whose counts tell what the truth holds."""
+    told = np.asarray(predicted, dtype=np.float64)
+    return overlap.left_out(labels, told) if kind == "segmentation" else left_out(kind, labels, told.shape[1])
 
 
 def left_out(kind: TaskKind, labels: npt.ArrayLike, num_outputs: int) -> tuple[int, ...]:
@@ -156,10 +178,11 @@ def chance_calibration_error(kind: TaskKind, labels: npt.ArrayLike, predicted: n
     """The calibration error that these predictions would show on as many rows if they were perfectly calibrated.
 
     Gaps of both signs count alike, so an error of 0.06 on a hundred rows may be nothing but chance. Outcomes are drawn
-    with the predicted probabilities, rows independent; NaN where the error itself is not defined, and for regression.
+    with the predicted probabilities, rows independent; NaN where the error itself is not defined, as for numbers and
+    masks.
     """
     y, p, _ = _checked(kind, labels, predicted, None)
-    if kind == "regression":
+    if kind in ("regression", "segmentation"):
         return float("nan")
     generator = np.random.default_rng(seed)
     absent = left_out(kind, y, p.shape[1])
@@ -335,7 +358,9 @@ def _divide(a: Floats, b: Floats) -> Floats:
 def _checked(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
              weights: npt.ArrayLike | None) -> tuple[Floats, Floats, Floats]:
     y, p = np.asarray(labels, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    expected = (len(p), 1) if kind == "single_label" else p.shape
+    if kind == "segmentation":
+        overlap.check(y, p)
+    expected = (len(p), 1) if kind == "single_label" else y.shape if kind == "segmentation" else p.shape
     if p.ndim != 2 or y.shape != expected:
         raise ValueError(f"{kind}: found labels of shape {y.shape} and predictions of shape {p.shape}, expected labels "
                          f"of shape {expected} and one row of predictions each. Remedy: take both from the same rows.")

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from domains.sample import TaskKind
-from pipelines.scoring import metrics
+from pipelines.scoring import metrics, overlap
 from pipelines.scoring.metrics import Floats
 
 MIN_GROUPS = 10
@@ -81,9 +81,12 @@ class Spread:
     absent: tuple[int, ...]
     """Outputs that the averages leave out; see metrics.left_out."""
     scarce: dict[int, int]
-    """Output -> groups that hold its rarer outcome; what its AUROC rests on."""
+    """Output -> groups that hold its rarer outcome, or in a mask the class; what its AUROC or Dice rests on."""
     chance_ece: float
-    """Calibration error that perfect calibration would show on these rows, mean over seeds; NaN for regression."""
+    """Calibration error that perfect calibration would show on these rows, mean over seeds; NaN for regression and
+    masks."""
+    clear: dict[int, int] = field(default_factory=dict)
+    """Class of masks -> groups with a sample without it; what false alarms rest on."""
 
     def support(self, metric: str, output: int | None = None) -> int:
         """How many groups the metric rests on, of one output or of their average.
@@ -91,9 +94,10 @@ class Spread:
         Metrics that set positives against negatives know the rarer of the two only as well as its groups allow. An
         average over outputs rests on the groups of all of them, never on more than there are.
         """
-        if metric not in metrics.NEEDS_BOTH:
+        held = self.clear if metric in overlap.RESTS_ON_ABSENCE else self.scarce
+        if metric not in (*metrics.NEEDS_BOTH, *overlap.RESTS_ON_ABSENCE):
             return self.num_groups
-        return min(self.num_groups, sum(self.scarce.values()) if output is None else self.scarce[output])
+        return min(self.num_groups, sum(held.values()) if output is None else held[output])
 
 
 def draw_groups(num_groups: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
@@ -109,7 +113,7 @@ def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, grou
 
     Args:
         labels: n 1 or n K, NaN unknown; see metrics.score.
-        predicted: S n K: one set of probabilities or numbers per seed.
+        predicted: S n K: one set of probabilities or numbers per seed; of masks S n 3K, see metrics.score.
         groups: the group of each row.
         among: draw among these groups, which hold all of `groups`, so that parts of the rows see the same draws.
 
@@ -137,9 +141,15 @@ def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, grou
     joined = {name: _join([[part[0][name] for part in parts] for parts in per_seed]) for name in metrics.NAMES[kind]}
     outputs = {k: {name: _join([[part[1][k][name] for part in parts] for parts in per_seed])
                    for name in per_seed[0][0][1][k]} for k in per_seed[0][0][1]} if len(p) else {}
-    scarce = {k: _scarcer(kind, y, k, member) for k in outputs}
+    scarce, clear = {}, {}
+    for k in outputs:
+        if kind == "segmentation":
+            scarce[k], clear[k] = (len(set(member[side[:, k]].tolist())) for side in overlap.holding(y, p[0]))
+        else:
+            scarce[k] = _scarcer(kind, y, k, member)
     chance = float(np.mean([metrics.chance_calibration_error(kind, y, one, seed=seed) for one in p]))
-    return Spread(joined, outputs, len(names), len(y), metrics.left_out(kind, y, p.shape[2]), scarce, chance)
+    absent = metrics.absent_of(kind, y, p[0]) if len(p) else ()
+    return Spread(joined, outputs, len(names), len(y), absent, scarce, chance, clear)
 
 
 def estimates(one: Spread, names: Sequence[str] = ()) -> dict[str, Estimate]:

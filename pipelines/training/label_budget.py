@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from domains.store import Prepared
+from pipelines.training.true_masks import true_mask
 
 
 def labelled_rows(prepared: Prepared, data: str, task: str, share: float = 1.0,
@@ -32,8 +33,18 @@ def within_budget(prepared: Prepared, task: str, train: np.ndarray, share: float
     if share >= 1:
         return train
     groups = np.array(prepared.column("group"))[train]
-    order = label_order(groups, prepared.labels(task)[train], seed)
+    order = label_order(groups, what_rows_hold(prepared, task, train), seed)
     return train[np.isin(groups, order[:max(1, round(share * len(order)))])]
+
+
+def what_rows_hold(prepared: Prepared, task: str, rows: np.ndarray) -> np.ndarray:
+    """n L: the labels of some rows; of masks 1 where the truth holds a class, else 0, NaN where it was not looked for:
+    a budget without a single nodule would teach nothing."""
+    labels: np.ndarray = prepared.labels(task)[rows]
+    if prepared.contract.tasks[task].kind != "segmentation":
+        return labels
+    held = np.stack([np.isin(np.arange(1, labels.shape[1] + 1), true_mask(prepared, task, int(row))) for row in rows])
+    return np.where(np.isnan(labels), np.nan, held).astype(np.float32)
 
 
 def label_order(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from domains.contract import Contract
-from domains.corruption import chance_for, known_of
+from domains.corruption import chance_for, known_of, mask_under
 from domains.medical import corruptions as medical
 from domains.pointcloud import corruptions as pointcloud
+from domains.sample import UNKNOWN_CLASS, mask_shape
 from domains.satellite import corruptions as satellite
 from tests.fabricate import SIZES, contract_of
 
@@ -147,3 +148,48 @@ def test_a_tilt_keeps_every_distance():
 def test_a_cloud_is_never_left_without_points():
     _, after, _ = damaged("points", "sectors", 359)
     assert len(after) == pointcloud.FEWEST
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_a_mask_goes_where_the_damage_takes_what_it_is_of(kind, name):
+    """What is bright is masked; under damage that moves things, the mask still covers what is bright."""
+    values, contract = sample(kind)
+    one = MODULES[kind].corruptions(contract)[name]
+    mask = np.zeros(mask_shape(values.shape), np.uint8)
+    if kind == "points":
+        values[:, :3] = np.where(np.arange(400)[:, None] < 120, values[:, :3] * 0.1 + [0, 0, 9], values[:, :3])
+        mask[:120] = 3
+    else:
+        values[:] = 20
+        values[..., 4:11, 6:10] = 220
+        mask[..., 4:11, 6:10] = 3
+    strength = one.strengths[0] if name in ("sectors", "density", "missing_bands") else one.none
+    for level in (strength, 30.0) if name == "rotation" else (strength,):
+        after = one.apply(values, contract, level, chance_for("s", name))
+        moved = mask_under(one, values, mask, contract, level, chance_for("s", name))
+        assert moved.shape == mask_shape(after.shape) and moved.dtype == np.uint8
+        assert set(np.unique(moved)) <= {0, 3, UNKNOWN_CLASS}
+        if kind == "points":
+            assert np.array_equal(moved == 3, after[:, 2] > 6) or name == "tilt"
+            assert (moved == 3).sum() > 10
+        elif name not in ("exposure", "noise", "hu_shift", "contrast", "missing_bands"):
+            bright = after[0] > 120
+            known = moved != UNKNOWN_CLASS
+            assert ((moved == 3) != bright)[known].mean() < 0.05 and (moved == 3).sum() > 10
+
+
+def test_a_quarter_turn_of_a_mask_is_one_too_and_to_the_same_side_as_the_samples():
+    for key in ("s1", "s2", "s3", "s4"):
+        values, contract = sample("xray")
+        one = medical.corruptions(contract)["rotation"]
+        mask = (values[0] > 120).astype(np.uint8)
+        after = one.apply(mask[None] * np.uint8(200), contract, 90, chance_for(key, "rotation"))
+        moved = mask_under(one, values, mask, contract, 90, chance_for(key, "rotation"))
+        np.testing.assert_array_equal(moved == 1, after[0] > 100)
+
+
+def test_what_a_turn_brings_in_from_outside_is_unknown_in_the_mask():
+    values, contract = sample("xray")
+    one = medical.corruptions(contract)["rotation"]
+    moved = mask_under(one, values, np.ones((16, 16), np.uint8), contract, 45, chance_for("s", "rotation"))
+    assert moved[0, 0] == moved[-1, -1] == UNKNOWN_CLASS and moved[8, 8] == 1

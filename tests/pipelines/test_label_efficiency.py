@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from domains.store import open_prepared
 from pipelines.scoring.uncertainty import t_reach
-from pipelines.training.label_budget import label_order
+from pipelines.training.label_budget import label_order, what_rows_hold, within_budget
 from pipelines.verdicts.label_efficiency import Curve, gain, gains, rise, worth
+from tests.pipelines.mask_data import prepare_masks
 
 
 def curve(means: list[float], groups: tuple[int, ...], seeds: int = 3, noise: float = 0.0, resamples: int = 200,
@@ -88,3 +90,14 @@ def test_numbers_are_spread_over_budgets_by_quarters():
     ages = np.linspace(20, 80, 40, dtype=np.float32)[:, None]
     first = label_order(groups, ages, seed=0)[:4]
     assert {int(groups.tolist().index(name) // 10) for name in first} == {0, 1, 2, 3}
+
+
+def test_a_budget_of_masks_holds_samples_with_and_without_a_class_in_proportion(tmp_path):
+    prepared = open_prepared(prepare_masks(tmp_path / "x", count=240))
+    train = prepared.rows(split="train", task="discs")
+    held = what_rows_hold(prepared, "discs", train)
+    assert set(np.unique(held)) == {0.0, 1.0} and (held[:, 0] == 0).mean() == pytest.approx(0.2, abs=0.05)
+    for seed in range(4):
+        some = within_budget(prepared, "discs", train, 0.17, seed)
+        first = some[np.unique(np.array(prepared.column("group"))[some], return_index=True)[1]]
+        assert 1 <= (what_rows_hold(prepared, "discs", first)[:, 0] == 0).sum() <= 3 and len(first) == 10
