@@ -6,6 +6,7 @@ The manifest looks at the path that a row names; a series or a scene is a folder
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,7 +36,13 @@ def refuse_leading_out(paths: Iterable[Path], within: Path | None) -> None:
 
 def _links(path: Path) -> Iterable[str]:
     """`path`, if it is a link, and every link below it."""
-    if path.is_symlink():
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:  # nothing is there: whoever reads it will say so
+        return
+    if stat.S_ISREG(mode):  # to find that nothing lies below it would cost more than all else here
+        return
+    if stat.S_ISLNK(mode):
         yield str(path)
     for parent, folders, names in os.walk(path):  # goes into no linked folder
         yield from filter(os.path.islink, (os.path.join(parent, name) for name in (*folders, *names)))

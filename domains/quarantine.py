@@ -29,8 +29,8 @@ WINDOW_PER_WORKER = 16
 """Rows that may be read ahead of the one that is due, per worker: a slow file must not let results pile up."""
 READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
-SMALL_REQUEST = 16_384
-"""A request below this size fits the pipe while the child is busy, so that sending it cannot block."""
+SMALL_REQUESTS = 16_384
+"""Requests below this size together fit the pipe while the child is busy, so that sending them cannot block."""
 MAX_REASON = 300
 MAX_FACT_TEXT = 100
 
@@ -131,7 +131,7 @@ class _Pool:
         self.children: list[Child] = []
         self.next_row, self.due = 0, 0
         self.again: deque[int] = deque()
-        self.asked: dict[int, ManifestRow] = {}
+        self.asked: dict[int, tuple[ManifestRow, int]] = {}
         self.done: dict[int, Outcome] = {}
         self.before: dict[int, Outcome] = {}
         self.waiting_bytes = 0
@@ -177,31 +177,35 @@ class _Pool:
         return None
 
     def _feed(self) -> None:
-        """Give every child one row to read and one in hand."""
-        for depth in (1, 2):
-            for child in self.children:
-                if len(child.pending) < depth:
-                    self._give(child)
+        """Give every child one row to read and one or more in hand, by turns."""
+        hungry = [child for child in self.children if len(child.pending) <= child.ahead // 2]
+        fed = hungry
+        while fed:
+            fed = [child for child in fed if len(child.pending) < child.ahead and self._give(child)]
+        for child in hungry:
+            child.flush()
 
-    def _give(self, child: Child) -> None:
+    def _give(self, child: Child) -> bool:
+        """One row more, if there is one and it may be given."""
         # Rows that a dead child left behind come first: one of them is due soonest.
         i = self.again[0] if self.again else self.next_row
         full = i >= self.due + WINDOW_PER_WORKER * len(self.children) or self.waiting_bytes > READ_AHEAD_BYTES
         if i >= len(self.rows) or (full and i != self.due):
-            return
+            return False
         row = self._row(i)
         request = worker.request_of(row)
-        if child.pending and len(request) > SMALL_REQUEST:
-            return
+        if child.pending and len(request) + sum(self.asked[j][1] for j in child.pending) > SMALL_REQUESTS:
+            return False
         if not self.again:
             self.next_row += 1
         else:
             self.again.popleft()
-        self.asked[i] = row
+        self.asked[i] = row, len(request)
         child.pending.append(i)
         if len(child.pending) == 1:
             child.start_clock()
         child.write(request)
+        return True
 
     def _row(self, i: int) -> ManifestRow:
         """What a child is asked: a row, or the part of it that is next."""
@@ -220,11 +224,14 @@ class _Pool:
                               if child.ready else "")
 
     def _take(self, child: Child) -> None:
+        before = len(child.pending)
         try:
             while (frame := child.receive()) is not None:
                 self._finish(child, *frame)
                 if not child.has_more:  # it may have by now: then the selector says so at once
                     break
+            child.heard(before - len(child.pending))
+            child.start_clock()
         except EOFError:
             self._replace(child, "")
         except (ValueError, KeyError, TypeError):
@@ -239,12 +246,11 @@ class _Pool:
             i = child.pending[0]
             if header.get("memory") is True:
                 header["refused"] = f"needs more memory than the {self.limits.memory_gb:g} GiB of limits.memory_gb"
-            outcome = outcome_of(self.asked[i], i, header, payload)
+            outcome = outcome_of(self.asked[i][0], i, header, payload)
             if i in self.before and outcome.sha256 != self.before[i].sha256:
                 changed = "the file changed while it was read"
                 outcome = dataclasses.replace(outcome, pieces=[], more=False, reason=changed)
-            self._settle(child.pending.popleft(), outcome)
-        child.start_clock()
+            self._settle(child.take_answered(), outcome)
 
     def _settle(self, i: int, outcome: Outcome) -> None:
         if outcome.reason and i in self.before:
@@ -265,8 +271,8 @@ class _Pool:
                                f"import {self.reader.module}. Remedy: raise limits.memory_gb "
                                f"({self.limits.memory_gb}), or free memory on this machine.")
         if child.pending:
-            guilty = child.pending.popleft()
-            row = self.asked[guilty]
+            guilty = child.take_guilty()
+            row = self.asked[guilty][0]
             self._settle(guilty, Outcome(row, guilty, reason=reason or _ending(code), sha256=_hash_or_nothing(row)))
             self.again.extendleft(reversed(child.pending))
         self._start()

@@ -22,6 +22,9 @@ PIPE_BYTES = 2**20
 """What a child may write before the parent has read it."""
 INBOX_BYTES = 2**16
 """Read beyond what is asked for: of small samples one call brings whole frames."""
+MOST_AHEAD, AHEAD_SECONDS = 8, 0.02
+"""Rows that a child has in hand, the one that it reads included: two, or more where they take so little time that it
+answers several at once."""
 ACCOUNT_SECONDS = 0.5
 """For how long what the kernel says of a process's waiting is taken to be true still."""
 MAX_HEADER_BYTES = 64 * 2**20
@@ -44,11 +47,15 @@ class Child:
         # One thread per child: the pool is the parallelism, and each BLAS thread would take address space.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         places = json.dumps([os.path.abspath(place) for place in sys.path])
+        shared = os.memfd_create("begun")
+        os.ftruncate(shared, worker.COUNT.size)
+        self._begun_rows, self._heard_rows, self._unheard = worker.Count(shared), 0, 0
         # -P: a json.py in the folder where the user stands is not what START imports.
         self.process = subprocess.Popen(
             [sys.executable, "-B", "-P", "-c", worker.START, places],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[shared],
             env={**kept, **threads, **_ALLOCATOR})
+        os.close(shared)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self.stdout.fileno(), False)
@@ -58,6 +65,7 @@ class Child:
         self.max_bytes = memory_bytes
         self.seconds = seconds
         self.pending: deque[int] = deque()
+        self.ahead = 2
         self.ready = False
         self.begun, self.waited, self.asked_at = time.monotonic(), 0.0, -ACCOUNT_SECONDS
         self.deadline = self.begun + START_SECONDS
@@ -65,15 +73,40 @@ class Child:
         self._left = memoryview(b"")
         self._expect_frame()
         self.write(json.dumps({"module": module, "settings": worker.encode(settings), "memory_bytes": memory_bytes,
-                               "last_second": MOST_PATIENCE * seconds}).encode() + b"\n")
+                               "last_second": MOST_PATIENCE * seconds, "begun": shared}).encode() + b"\n")
+        self.flush()
 
     def write(self, line: bytes) -> None:
-        """Send one line. A child that has just died is noticed when its reply channel ends."""
+        """One line, sent with the next `flush`. A child that has just died is noticed when its reply channel ends."""
         try:
             self.stdin.write(line)
+        except BrokenPipeError:
+            self.deadline = 0.0
+
+    def flush(self) -> None:
+        """Send what was written."""
+        try:
             self.stdin.flush()
         except BrokenPipeError:
             self.deadline = 0.0
+
+    def heard(self, rows: int) -> None:
+        """Replies to so many rows have come together: from how long they took follows how many it is given ahead."""
+        if rows:
+            took = max(time.monotonic() - self.begun, 1e-6)
+            self.ahead = max(2, min(MOST_AHEAD, int(AHEAD_SECONDS * rows / took)))
+
+    def take_answered(self) -> int:
+        """The row that a reply belongs to, which is pending no more."""
+        self._heard_rows += 1
+        return self.pending.popleft()
+
+    def take_guilty(self) -> int:
+        """Once it has ended: the row that it ended on, which is pending no more. It may have finished others since it
+        was last heard; and it may have written nonsense into the memory that both see."""
+        guilty = self.pending[min(max(self._unheard, 1), len(self.pending)) - 1]
+        self.pending.remove(guilty)
+        return guilty
 
     def is_idle(self) -> bool:
         """Whether it is there, starting perhaps, and has nothing to do."""
@@ -136,14 +169,14 @@ class Child:
     def receive(self) -> tuple[dict[str, Any], bytearray] | None:
         """Take what has arrived; a whole frame when there is one. Raises EOFError at the end of the stream and
         ValueError on a frame that no honest child sends."""
+        if self._filled == self._stage == 0 and (frame := self._whole_frame()) is not None:
+            return frame
         while True:
             while self._filled < len(self._buffer):
                 if not self._read():
                     return None
             if self._stage == 0:
-                self._lengths = worker.LENGTHS.unpack(self._buffer)
-                if self._lengths[0] > MAX_HEADER_BYTES or self._lengths[1] > self.max_bytes:
-                    raise ValueError("a reply larger than the limits")
+                self._lengths = self._checked(self._buffer)
                 self._stage, self._buffer, self._filled = 1, bytearray(self._lengths[0]), 0
             elif self._stage == 1:
                 self._header = bytes(self._buffer)
@@ -152,6 +185,27 @@ class Child:
                 header, payload = json.loads(self._header), self._buffer
                 self._expect_frame()
                 return header, payload
+
+    def _whole_frame(self) -> tuple[dict[str, Any], bytearray] | None:
+        """The next frame, if all of it lies in the inbox already: those of small files come several at once."""
+        first = worker.LENGTHS.size
+        if len(self._left) < first:
+            return None
+        of_header, of_arrays = self._checked(self._left[:first])
+        end = first + of_header + of_arrays
+        if len(self._left) < end:
+            return None
+        header = json.loads(bytes(self._left[first:first + of_header]))
+        payload = bytearray(self._left[first + of_header:end])
+        self._left = self._left[end:]
+        return header, payload
+
+    def _checked(self, packed: bytearray | memoryview) -> tuple[int, int]:
+        """Lengths of a header and of the arrays after it."""
+        of_header, of_arrays = worker.LENGTHS.unpack(packed)
+        if of_header > MAX_HEADER_BYTES or of_arrays > self.max_bytes:
+            raise ValueError("a reply larger than the limits")
+        return of_header, of_arrays
 
     def end(self) -> int:
         """Kill, reap and close; returns how the process ended."""
@@ -166,4 +220,6 @@ class Child:
         except BrokenPipeError:  # bytes for a reader that is gone
             pass
         self.stdout.close()
+        self._unheard = self._begun_rows.read() - self._heard_rows
+        self._begun_rows.close()
         return code

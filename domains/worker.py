@@ -12,11 +12,13 @@ import gc
 import hashlib
 import importlib
 import json
+import mmap
 import os
 import resource
 import signal
+import stat
 import struct
-import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -31,6 +33,8 @@ from domains.sample import DTYPES, ManifestRow, Part, Piece, Refused
 
 LENGTHS = struct.Struct("<IQ")
 """Bytes of the JSON header, bytes of the arrays after it."""
+COUNT = struct.Struct("<Q")
+"""Rows begun, in memory that both sides see."""
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from domains.worker import main; main()"
 """What the child runs: with the parent's import path, so that a folder named `domains` where the user stands is never
 imported instead."""
@@ -43,35 +47,129 @@ TIDY_SHARE = 0.25
 """Share of the memory limit that a child may hold on to between files before it gives back what it can."""
 
 
+MEMORY_SECONDS = 0.005
+"""For how long what the kernel says of a process's memory is taken to be true still: asking after every file costs a
+small one 1 or 2 %, and in so short a time none leaves much behind."""
 MOST_PARTS = 512
 """Pieces of memory that are written by one call; Linux takes 1,024."""
 SMALL_FILE = 2**18
-"""Bytes of a file that is hashed in one go."""
+"""Bytes of a file that is hashed in one go, and for which the reply to the one before may wait."""
+HELD_BYTES, HELD_SECONDS = 2**16, 0.005
+"""Replies that are sent together: waking the parent costs both sides, a file of a millisecond most of all."""
 
 
 def main() -> None:
     """Serve one parent until it closes the pipe."""
-    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
+    requests, replies = _Requests(0), _Replies(os.dup(1))
     # Libraries print header text when they warn; none of it may reach a log or the reply channel.
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    order = json.loads(requests.readline())
+    order = json.loads(next(requests))
+    begun = Count(order["begun"])
     limit_process(order["memory_bytes"])
     most = int(TIDY_SHARE * order["memory_bytes"])
     try:
         module = importlib.import_module(order["module"])
         settings = decode(order["settings"])
     except ImportError as error:
-        send(replies, text_of({"missing": str(error)}))
+        replies.add(text_of({"missing": str(error)}))
+        replies.flush()
         return
-    send(replies, text_of({"ready": True}))
+    replies.add(text_of({"ready": True}))
+    replies.flush()
     memory = _Memory(most)
     for line in requests:
+        row = asked(line)
+        if replies.held and not _is_small(row):
+            replies.flush()
+        begun.up()
         signal.alarm(order["last_second"] + ALARM_SLACK)
-        send(replies, *_answer(module, settings, asked(line), memory))
-        signal.alarm(0)
+        replies.add(*_answer(module, settings, row, memory))
+        signal.alarm(0)  # a parent that takes its time is no fault of this file; one that is gone ends the next write
+        if replies.are_due or not requests.waiting:
+            replies.flush()
         memory.tidy()
+
+
+class Count:
+    """How many rows the child has begun, in memory that its parent sees: when it dies, those that it had finished
+    without a word are told from the one that it died on."""
+
+    def __init__(self, file: int) -> None:
+        """file: descriptor of memory that is as long as COUNT."""
+        self._memory, self._value = mmap.mmap(file, COUNT.size), 0
+
+    def up(self) -> None:
+        """One more."""
+        self._value += 1
+        COUNT.pack_into(self._memory, 0, self._value)
+
+    def read(self) -> int:
+        """As the other side left it; a broken child may have written anything."""
+        return int(COUNT.unpack_from(self._memory)[0])
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
+
+
+class _Requests:
+    """The lines that the parent sends."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._lines, self._rest = file, deque[bytes](), b""
+
+    def __iter__(self) -> _Requests:
+        return self
+
+    def __next__(self) -> bytes:
+        while not self._lines:
+            some = os.read(self._file, 2**16)
+            if not some:
+                raise StopIteration
+            *whole, self._rest = (self._rest + some).split(b"\n")
+            self._lines.extend(whole)
+        return self._lines.popleft()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next line is here, without asking the system."""
+        return bool(self._lines)
+
+
+class _Replies:
+    """Frames on their way to the parent."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._since, self._num_bytes = file, 0.0, 0
+        self.held: list[memoryview] = []
+
+    def add(self, header: bytes, arrays: Sequence[np.ndarray] = ()) -> None:
+        """One more frame."""
+        self._since = self._since if self.held else time.monotonic()
+        frame = _frame(header, arrays)
+        self.held += frame
+        self._num_bytes += sum(map(len, frame))
+
+    @property
+    def are_due(self) -> bool:
+        """Whether enough has come together, or the first has waited long enough."""
+        return self._num_bytes > HELD_BYTES or time.monotonic() - self._since > HELD_SECONDS
+
+    def flush(self) -> None:
+        """Send all that is held."""
+        _write_out(self._file, self.held)
+        self.held, self._num_bytes = [], 0
+
+
+def _is_small(row: ManifestRow) -> bool:
+    """Whether reading it takes so little that what is held may wait for it."""
+    try:
+        found = os.lstat(row.path)
+    except OSError:  # it is not there, which takes no time to find out
+        return True
+    return stat.S_ISREG(found.st_mode) and found.st_size <= SMALL_FILE and not row.part
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -88,23 +186,31 @@ def limit_process(memory_bytes: int) -> None:
 
 
 class _Memory:
-    """What this process holds, as the kernel counts it; asked for after every file, so that opening what tells it would
-    cost more than reading it."""
+    """What this process holds, as the kernel counts it; asked for so often that opening what tells it would cost more
+    than reading it."""
 
     def __init__(self, most: int) -> None:
         """most: bytes that may be left over from one file to the next."""
         self.most, self.page = most, resource.getpagesize()
+        self.peak, self.asked_at, self.tidied_at = 0, -MEMORY_SECONDS, -MEMORY_SECONDS
         self.now, self.so_far = (os.open(f"/proc/self/{name}", os.O_RDONLY) for name in ("statm", "status"))
 
     def tidy(self) -> None:
-        """Give back what the last file left behind, so that the next one has the whole limit to itself."""
+        """Give back what the last files left behind, so that the next one has the whole limit to itself."""
+        if (now := time.monotonic()) - self.tidied_at < MEMORY_SECONDS:
+            return
+        self.tidied_at = now
         if int(os.pread(self.now, 256, 0).split()[5]) * self.page > self.most:
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
 
     def peak_bytes(self) -> int:
-        """Most that was ever held. What getrusage tells begins with what the parent held when it forked."""
-        return int(os.pread(self.so_far, 8192, 0).split(b"VmHWM:")[1].split(maxsplit=1)[0]) * 1024
+        """Most that was ever held, as of MEMORY_SECONDS ago at most. What getrusage tells begins with what the parent
+        held when it forked."""
+        if (now := time.monotonic()) - self.asked_at >= MEMORY_SECONDS:
+            self.asked_at = now
+            self.peak = int(os.pread(self.so_far, 8192, 0).split(b"VmHWM:")[1].split(maxsplit=1)[0]) * 1024
+        return self.peak
 
 
 def _answer(module: Any, settings: object, row: ManifestRow, memory: _Memory) -> tuple[bytes, list[np.ndarray]]:
@@ -148,25 +254,34 @@ def _where(error: Exception) -> str:
 
 def describe(piece: Piece) -> dict[str, Any]:
     """What a frame's header says of a piece, whose arrays follow it. Raises Refused for a type that is not stored."""
-    if piece.values.dtype.name not in DTYPES:
+    name = _NAMES.get(piece.values.dtype)
+    if name is None:
         raise Refused(f"the reader returned {piece.values.dtype.name}, expected one of {', '.join(DTYPES)}")
-    return {"dtype": piece.values.dtype.name, "shape": list(piece.values.shape), "facts": piece.facts,
+    return {"dtype": name, "shape": list(piece.values.shape), "facts": piece.facts,
             "suffix": piece.suffix, "mask_shape": None if piece.mask is None else list(piece.mask.shape),
             "mask_dtype": None if piece.mask is None else piece.mask.dtype.name}
 
 
 def text_of(header: dict[str, Any]) -> bytes:
     """A frame's header. Raises TypeError where facts hold what JSON does not."""
-    return json.dumps(header, default=_plain).encode()
+    return _AS_TEXT.encode(header).encode()
 
 
 def send(stream: IO[bytes], header: bytes, arrays: Sequence[np.ndarray] = ()) -> None:
-    """Write one frame to an unbuffered stream: lengths, a header from `text_of`, the bytes of the arrays. All in as few
-    calls as there may be, since each may wake whoever reads."""
+    """Write one frame to an unbuffered stream: lengths, a header from `text_of`, the bytes of the arrays."""
+    _write_out(stream.fileno(), _frame(header, arrays))
+
+
+def _frame(header: bytes, arrays: Sequence[np.ndarray]) -> list[memoryview]:
     bodies = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
-    parts = deque([memoryview(LENGTHS.pack(len(header), sum(map(len, bodies))) + header), *bodies])
+    return [memoryview(LENGTHS.pack(len(header), sum(map(len, bodies))) + header), *bodies]
+
+
+def _write_out(file: int, frames: Sequence[memoryview]) -> None:
+    """In as few calls as there may be, since each may wake whoever reads."""
+    parts = deque(frames)
     while parts:
-        written = os.writev(stream.fileno(), list(islice(parts, MOST_PARTS)))
+        written = os.writev(file, list(islice(parts, MOST_PARTS)))
         while parts and written >= len(parts[0]):
             written -= len(parts.popleft())
         if written:
@@ -191,6 +306,11 @@ def _plain(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"facts hold a {type(value).__name__}, expected numbers, texts and lists of them")
+
+
+_AS_TEXT = json.JSONEncoder(default=_plain)
+_NAMES = {np.dtype(name): name for name in DTYPES}
+"""Types that are stored; numpy makes a type's name anew whenever it is asked for."""
 
 
 def hash_of(path: Path) -> str:

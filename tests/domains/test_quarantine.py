@@ -57,6 +57,27 @@ def test_results_come_in_the_rows_order_with_any_number_of_workers(tmp_path: Pat
     assert [piece.suffix for piece in outcomes[9].pieces] == ["@0", "@1", "@2"]
 
 
+def test_small_files_are_answered_several_at_once_and_a_crash_among_them_blames_one(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+    heard = Child.heard
+    monkeypatch.setattr("domains.reading_process.AHEAD_SECONDS", 1e6)
+    monkeypatch.setattr(Child, "heard", lambda child, rows: (together.append(rows), heard(child, rows)))
+    bad = {17: "segfault", 18: "exit", 60: "segfault", 61: "raise", 99: "spin"}
+    outcomes = read(make_rows(tmp_path, bad, 120), Limits(memory_gb=2, seconds=2, workers=1))
+    assert max(together) > 1
+    assert [outcome.index for outcome in outcomes] == list(range(120))
+    assert {outcome.index for outcome in outcomes if outcome.reason} == bad.keys()
+    assert all((outcome.pieces[0].values == outcome.index).all() for outcome in outcomes if not outcome.reason)
+
+
+def test_a_count_that_a_broken_child_spoilt_blames_one_of_the_files_it_had() -> None:
+    for unheard, guilty in ((0, 5), (1, 5), (2, 6), (3, 7), (4, 7), (2**64 - 1, 7), (-9, 5)):
+        child = Child.__new__(Child)
+        child.pending, child._unheard = deque([5, 6, 7]), unheard
+        assert child.take_guilty() == guilty and guilty not in child.pending and len(child.pending) == 2
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_file_in_parts_comes_in_order_and_between_its_neighbours(tmp_path: Path, workers: int) -> None:
     rows = make_rows(tmp_path, {3: "parts", 4: "parts", 11: "parts"}, 12)
