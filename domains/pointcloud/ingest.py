@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from domains.contract import Channel, Contract
+from domains.pointcloud import las_header
 from domains.pointcloud.chips import Chips, Extent
 from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, join, largest, span, stored
 from domains.pointcloud.columns import read_array, read_text
@@ -242,6 +243,7 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
     laspy = library("laspy")
     facts: dict[str, Fact] = {"format": "LAS", "dropped_noise": 0, "dropped_non_finite": 0}
     chips, whole, found = _chips(settings, rng), [], 0
+    las_header.check(path)
     with _parsing("LAS"), laspy.open(path) as file:
         promised = int(file.header.point_count)
         _limit("LAS", promised, settings)
