@@ -25,13 +25,14 @@ from models.adapters.adapter import AdapterSettings, add_adapter, trunk_hash
 from models.encoder.chance import Chance, key_of
 from models.encoder.flexible_patches import check_sizes, drawn_size, patches_of
 from models.encoder.initialisation import Initialisation, initialise
-from models.heads.task_loss import TaskLoss
-from models.heads.tuned import HeadSettings, Tuned, build_head
+from models.heads.mask_loss import MaskLoss
+from models.heads.segment_grid import SegmentHead
+from models.heads.tuned import HeadSettings, Tuned, build_head, build_loss
 from pipelines import report
-from pipelines.scoring.temperature import fit_temperature
+from pipelines.scoring.temperature import Temperature, fit_temperature
 from pipelines.settings import build, plain
 from pipelines.tracking import lineage, tracking
-from pipelines.training.batches import Batch, Source, domain_code
+from pipelines.training.batches import Batch, Source, domain_code, in_order
 from pipelines.training.estimate import announce, with_memory_advice
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.training.label_budget import labelled_rows
@@ -41,6 +42,7 @@ from pipelines.training.processes import follows
 from pipelines.training.resume import Work, work_folder
 from pipelines.training.side_by_side import side_by_side
 from pipelines.training.training import Job, device_of, fit
+from pipelines.training.true_masks import with_masks
 from pipelines.weights import checkpoints
 from pipelines.weights.starts import Start, resolve
 from pipelines.weights.tuned_checkpoints import Trunk, predict, save_tuned
@@ -74,6 +76,7 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
     """
     prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
     rows = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
+    check_head(settings, prepared.contract.tasks[settings.task])
     start = resolve_start(settings, prepared.contract, root)
     for sentence in start.said:
         print(f"start: {sentence}")
@@ -111,9 +114,27 @@ def trainings(name: str, settings: FinetuneRun, prepared: Prepared, rows: tuple[
     begins = {arm: start if arm == "pretrained" else start.random() for arm in settings.arms
               if arm == "scratch" or not checkpoints.is_scratch(settings.start)}
     asked = [(arm, seed, rate) for arm in begins for seed in settings.seeds
-             for rate in (settings.grid if settings.protocol == "full" else settings.grid[:1])]
+             for rate in rates_of(settings)]
     return [trial(name, settings, task, arm, seed, rate, begins[arm], (train, val), augment, work, tracked)
             for arm, seed, rate in asked[share]]
+
+
+def rates_of(settings: FinetuneRun) -> tuple[float, ...]:
+    """Learning rates to try: one where nothing is trained by steps."""
+    by_steps = settings.protocol == "full" or isinstance(settings.head, SegmentHead)
+    return settings.grid if by_steps else settings.grid[:1]
+
+
+def check_head(settings: FinetuneRun, task: Task) -> None:
+    """Raises ValueError for a head that does not answer what the task asks."""
+    masks = isinstance(settings.head, SegmentHead)
+    if masks != (task.kind == "segmentation"):
+        raise ValueError(f"head: found {settings.head.kind} for {settings.task}, a {task.kind} task, expected "
+                         f"{'sample or nearest' if masks else 'segment'}. Set head: {{kind: "
+                         f"{'sample' if masks else 'segment'}}}.")
+    if masks and settings.domain == "pointcloud":
+        raise ValueError("head: found segment for point clouds, expected images, volumes or scenes: no head says the "
+                         "class of every point yet.")
 
 
 def _train_side_by_side(name: str, settings: FinetuneRun, root: Path, work: Work, tracked: Any) -> None:
@@ -147,7 +168,8 @@ def build_model(start: Start, head: HeadSettings, task: Task, seed: int, num_ref
         initialise(encoder, initialisation, key_of(seed, 3) & ((1 << 63) - 1))
     torch.manual_seed(key_of(seed, 2) & ((1 << 63) - 1))
     outputs = len(task.outputs)
-    return Tuned(encoder, build_head(head, encoder.width, outputs, num_reference), TaskLoss(task.kind, outputs))
+    return Tuned(encoder, build_head(head, encoder.width, outputs, num_reference, encoder),
+                 build_loss(head, task.kind, outputs))
 
 
 def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rate: float, start: Start,
@@ -156,7 +178,7 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     folder = work.folder / f"{arm}-seed{seed}-lr{rate:g}"
     if (folder / "trial.json").is_file():
         return Trial(**{**json.loads((folder / "trial.json").read_text()), "folder": folder})
-    train, val = sources
+    train, val = (with_masks(source, settings.task, settings.around_classes) for source in sources)
     assert train.labels is not None
     model = build_model(start, settings.head, task, seed, len(train.rows), settings.initialisation)
     adapters = settings.adapters if arm == "pretrained" else ()
@@ -169,6 +191,9 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     match settings.protocol:
         case "full":
             steps = _train(name, settings, model, arm, seed, rate, train, val, augment, work, tracked)
+        case "linear" if isinstance(settings.head, SegmentHead):
+            model.freeze_trunk()
+            steps = _train(name, settings, model, arm, seed, rate, train, val, augment, work, tracked)
         case "linear":
             steps = fit_linear(model, train, val, device_of(settings.machine))
         case "knn":
@@ -177,9 +202,7 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     device = device_of(settings.machine)
     model.to(device).eval()
     loss = validation_loss(model, val, device)
-    logits = predict(model, val, device=device)
-    assert val.labels is not None
-    fitted = fit_temperature(logits, val.labels[val.rows], task.kind)
+    fitted = _temperature(model, val, task, device)
     if follows():
         return Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
     with folder_in_the_making(folder) as making:
@@ -201,6 +224,13 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     if seed == settings.seeds[0] and rate == settings.grid[0]:
         print(f"finetune {name}: arm {arm} trains {trained} of {weights} weights ({trained / weights:.2%})")
     return done
+
+
+def _temperature(model: Tuned, val: Source, task: Task, device: torch.device) -> Temperature:
+    if task.kind == "segmentation":
+        return Temperature(1.0, None, None, 0, "probabilities of pixels are as trained: no temperature is fitted")
+    assert val.labels is not None
+    return fit_temperature(predict(model, val, device=device), val.labels[val.rows], task.kind)
 
 
 def put_adapters(model: Tuned, adapters: tuple[AdapterSettings, ...], start: str, seed: int) -> Trunk | None:
@@ -242,7 +272,7 @@ def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, 
     def losses(batch: Batch, chance: Chance) -> dict[str, torch.Tensor]:
         sizes = settings.flexible_patches
         with patches_of(model.encoder, drawn_size(sizes, chance)) if sizes else nullcontext():
-            return {"task": model.loss(model.predict(batch.x, batch.known), batch.labels)}
+            return {"task": model.mistakes(batch.x, batch.known, batch.labels, batch.target)}
 
     job = Job(model=model, losses=losses, source=train, augment=augment, optimisation=plan, machine=settings.machine,
               seed=seed, num_blocks=len(model.encoder.blocks),
@@ -267,12 +297,29 @@ def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, 
 
 
 def validation_loss(model: Tuned, val: Source, device: torch.device) -> float:
-    """The training loss over all validation rows, model in eval mode."""
+    """The training loss over all validation rows, model in eval mode. Of samples that are larger than the model's size,
+    the crop at the centre counts."""
     assert val.labels is not None
+    loss_of = model.loss
+    if isinstance(loss_of, MaskLoss):
+        return _loss_of_masks(model, loss_of, val, device)
     raw = torch.from_numpy(predict(model, val, device=device, in_label_units=False))
     with torch.no_grad():
         loss = model.loss(raw.to(device), torch.from_numpy(val.labels[val.rows]).to(device))
     return float(loss)
+
+
+def _loss_of_masks(model: Tuned, loss_of: MaskLoss, val: Source, device: torch.device) -> float:
+    """Sample by sample, since answers of all pixels would fill the memory."""
+    def each(batch: Batch) -> torch.Tensor:
+        assert batch.target is not None, "a source of masks gives them"
+        return loss_of.per_sample(model.predict(batch.x, batch.known), batch.target, batch.labels)
+
+    was_training = model.training
+    model.to(device).eval()
+    losses = in_order(val, each, 32, device)
+    model.train(was_training)
+    return float(losses.mean(dtype=np.float64))
 
 
 def _publish(name: str, settings: FinetuneRun, root: Path, trials: list[Trial], start: Start, work: Work,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from domains.mask_moves import by_layers
 
 NUM_DRAWS = 10
 """Uniforms per sample, by position: 0-3 crop (area, ratio, top, left), 4 intensity scale, 5 intensity shift,
@@ -78,6 +80,12 @@ def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment,
         x = x * _per_sample(gain, x) + _per_sample(shift, x)
         x = x if known is None else x.masked_fill(~known, 0.0)
     return x, known
+
+
+def move_mask(classes: Tensor, num_classes: int, draws: Tensor, settings: Augment) -> Tensor:
+    """The masks of samples, B H W or B D H W uint8, after the moves that `augment` makes with these draws."""
+    still = replace(settings, intensity_scale=0.0, intensity_shift=0.0)
+    return by_layers(classes, num_classes, lambda x, known: augment(x, known, draws, still))
 
 
 def _random_resized_crop(x: Tensor, known: Tensor | None, draws: Tensor,

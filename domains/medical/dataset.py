@@ -5,11 +5,14 @@ Legend: B batch, C channels, D H W voxels (D is absent for films).
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from domains.contract import Contract
+from domains.sample import UNKNOWN_CLASS
 
 NUM_FETCH_DRAWS = 3
 """One uniform per axis for the corner of a crop. A film uses the last two, if it is larger than the model's size."""
@@ -45,6 +48,12 @@ def fetch(values: np.ndarray, contract: Contract, draws: np.ndarray | None) -> n
     out = np.full((values.shape[0], *contract.size), contract.unknown, dtype=values.dtype)
     out[tuple(paste)] = crop
     return out
+
+
+def fetch_mask(mask: np.ndarray, contract: Contract, draws: np.ndarray | None) -> np.ndarray:
+    """What `fetch` does with a sample, done with its mask: H W or D H W -> the contract's size. Where the sample is
+    smaller, it is centred among UNKNOWN_CLASS."""
+    return fetch(mask[None], dataclasses.replace(contract, unknown=UNKNOWN_CLASS), draws)[0]
 
 
 def normalise(raw: Tensor, contract: Contract) -> tuple[Tensor, Tensor | None]:

@@ -81,6 +81,11 @@ def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment,
     return x if known is None else torch.where(known, x, 0.0), known
 
 
+def move_mask(classes: Tensor, num_classes: int, draws: Tensor, settings: Augment) -> Tensor:
+    """The classes of points, B N: they keep them, wherever `augment` moves them to."""
+    return classes
+
+
 def _unit(normals: Tensor) -> Tensor:
     """B N 3 of length 1; 0 stays 0."""
     return normals / normals.norm(dim=-1, keepdim=True).clamp_min(1e-12)

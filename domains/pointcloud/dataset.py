@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from domains.contract import Contract
+from domains.sample import UNKNOWN_CLASS
 
 NUM_FETCH_DRAWS = 2
 """Where the walk through the stored points begins, and how long its steps are."""
@@ -38,18 +39,31 @@ def fetch(values: np.ndarray, contract: Contract, draws: np.ndarray | None) -> n
     if values.ndim != 2 or values.shape[1] != len(contract.channels) or len(values) == 0:
         raise ValueError(f"shape: found {values.shape}, expected points x {len(contract.channels)}. "
                          "Ingest the data again.")
-    stored, wanted = len(values), contract.size[0]
+    # `take` needs a quarter of the time of values[...]
+    taken: np.ndarray = np.asarray(values).take(_walk(len(values), contract.size[0], draws), axis=0)
+    if contract.unknown is not None:
+        taken[len(values):] = contract.unknown
+    return taken
+
+
+def fetch_mask(mask: np.ndarray, contract: Contract, draws: np.ndarray | None) -> np.ndarray:
+    """The classes M of a sample's points -> N, those of the points that `fetch` takes."""
+    taken: np.ndarray = np.asarray(mask).take(_walk(len(mask), contract.size[0], draws))
+    if contract.unknown is not None:
+        taken[len(mask):] = UNKNOWN_CLASS
+    return taken
+
+
+def _walk(stored: int, wanted: int, draws: np.ndarray | None) -> np.ndarray:
+    """Which of the stored points are taken."""
     first, step = 0, 1
     if draws is not None:
         first = int(float(draws[0]) * stored)
         step = 1 + int(float(draws[1]) * stored)
         while math.gcd(step, stored) != 1:
             step += 1
-    # `take` needs a quarter of the time of values[...]
-    taken: np.ndarray = np.asarray(values).take((first + step * np.arange(wanted)) % stored, axis=0)
-    if contract.unknown is not None:
-        taken[stored:] = contract.unknown
-    return taken
+    walk: np.ndarray = (first + step * np.arange(wanted)) % stored
+    return walk
 
 
 def normalise(raw: Tensor, contract: Contract) -> tuple[Tensor, Tensor | None]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from domains.mask_moves import by_layers
 
 MAX_BANDS = 32
 """Most bands that can be jittered: there is a draw for each. Hyperspectral cubes would need another way."""
@@ -72,6 +74,12 @@ def augment(x: Tensor, known: Tensor | None, draws: Tensor, settings: Augment,
     if settings.gain or settings.shift:
         x = torch.where(sure, _jitter(x, draws[:, 7:], settings), 0.0)
     return x, None if known is None else sure
+
+
+def move_mask(classes: Tensor, num_classes: int, draws: Tensor, settings: Augment) -> Tensor:
+    """The masks of scenes, B H W uint8, after the moves that `augment` makes with these draws."""
+    still = replace(settings, gain=0.0, shift=0.0)
+    return by_layers(classes, num_classes, lambda x, known: augment(x, known, draws, still))
 
 
 def _choose(draw: Tensor, yes: Tensor, no: Tensor) -> Tensor:

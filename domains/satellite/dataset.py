@@ -36,6 +36,11 @@ def fetch(values: np.ndarray, contract: Contract, draws: np.ndarray | None) -> n
     return values[:, top:top + contract.size[0], left:left + contract.size[1]]
 
 
+def fetch_mask(mask: np.ndarray, contract: Contract, draws: np.ndarray | None) -> np.ndarray:
+    """The crop of a mask H W that `fetch` takes of its scene."""
+    return fetch(mask[None], contract, draws)[0]
+
+
 def normalise(raw: Tensor, contract: Contract) -> tuple[Tensor, Tensor | None]:
     """Per band (clip(value) - mean) / std, 0 where unknown.
 

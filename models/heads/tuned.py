@@ -16,8 +16,11 @@ from models.adapters.seams import added
 from models.encoder.build import AnyEncoder
 from models.encoder.nearest import nearest_labels
 from models.encoder.patches import Features, Patches
-from models.encoder.transformer import mean_of_valid
+from models.encoder.tokenizers import ByChannel, GridTokenizer
+from models.encoder.transformer import Encoder, mean_of_valid
+from models.heads.mask_loss import MaskLoss
 from models.heads.predict_sample import PredictSample, SampleHead
+from models.heads.segment_grid import SegmentHead, SegmentLinear, SegmentPyramid
 from models.heads.task_loss import TaskLoss
 
 
@@ -32,7 +35,7 @@ class NearestHead:
     """Sharpness of the vote by similarity."""
 
 
-HeadSettings = SampleHead | NearestHead
+HeadSettings = SampleHead | NearestHead | SegmentHead
 
 
 class PredictByNeighbours(nn.Module):
@@ -62,10 +65,13 @@ class PredictByNeighbours(nn.Module):
                               self.settings.temperature)
 
 
+Head = PredictSample | PredictByNeighbours | SegmentLinear | SegmentPyramid
+
+
 class Tuned(nn.Module):
     """Patchify, encode, head."""
 
-    def __init__(self, encoder: AnyEncoder, head: PredictSample | PredictByNeighbours, loss: TaskLoss) -> None:
+    def __init__(self, encoder: AnyEncoder, head: Head, loss: TaskLoss | MaskLoss) -> None:
         super().__init__()
         self.encoder, self.head, self.loss = encoder, head, loss
         self.trunk_frozen = False
@@ -89,19 +95,35 @@ class Tuned(nn.Module):
         return self
 
     def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
-        """x B C (D) H W or B M 3 -> B O: logits, or numbers in the labels' units for regression."""
+        """x B C (D) H W or B M 3 -> B O: logits, or numbers in the labels' units for regression; of masks, logits B O
+        (D) H W with the background's first."""
         return self.loss.in_label_units(self.predict(x, known))
 
     def predict(self, x: Tensor, known: Tensor | None = None) -> Tensor:
-        """-> B O: logits, or standardised numbers for regression: what the loss compares."""
+        """-> B O: logits, or standardised numbers for regression: what the loss compares. Of masks as `forward`."""
         patches = self.encoder.tokenizer.patchify(x, known)
-        return self._answer(self.encoder(patches), patches, x)
+        return self._answer(self._encode(patches), patches, x)
+
+    def mistakes(self, x: Tensor, known: Tensor | None, labels: Tensor, target: Tensor | None = None) -> Tensor:
+        """How wrong the prediction is: a scalar. target: the true classes B (D) H W, of masks."""
+        prediction = self.predict(x, known)
+        if isinstance(self.loss, TaskLoss):
+            loss: Tensor = self.loss(prediction, labels)
+            return loss
+        assert target is not None, "a task of masks has them in every batch"
+        loss = self.loss(prediction, target, labels)
+        return loss
 
     def predict_with_features(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> B O as `predict`, B E as `features`, from one pass through the encoder."""
         patches = self.encoder.tokenizer.patchify(x, known)
-        features = self.encoder(patches)
+        features = self._encode(patches)
         return self._answer(features, patches, x), self.head.pool(features)
+
+    def _encode(self, patches: Patches) -> Features:
+        taps = getattr(self.head, "taps", ())
+        features: Features = self.encoder(patches, layers=taps) if taps else self.encoder(patches)
+        return features
 
     def _answer(self, features: Features, patches: Patches, x: Tensor) -> Tensor:
         out: Tensor = self.head(features, patches, x)
@@ -116,11 +138,35 @@ class Tuned(nn.Module):
         return self.head.pool(self.encoder(patches))
 
 
-def build_head(settings: HeadSettings, width: int, num_outputs: int,
-               num_reference: int = 0) -> PredictSample | PredictByNeighbours:
-    """The module that these settings describe."""
+def build_head(settings: HeadSettings, width: int, num_outputs: int, num_reference: int = 0,
+               encoder: AnyEncoder | None = None) -> Head:
+    """The module that these settings describe.
+
+    Args:
+        num_outputs: of masks, the classes without the background.
+        encoder: what a head of masks stands on. Raises ValueError where it has none to stand on.
+    """
     match settings:
         case SampleHead():
             return PredictSample(settings, width, num_outputs)
         case NearestHead():
             return PredictByNeighbours(settings, width, num_outputs, num_reference)
+        case SegmentHead():
+            return _head_of_masks(settings, num_outputs + 1, encoder)
+
+
+def _head_of_masks(settings: SegmentHead, num_classes: int, encoder: AnyEncoder | None) -> Head:
+    tokenizer = getattr(encoder, "tokenizer", None)
+    if not isinstance(encoder, Encoder) or not isinstance(tokenizer, GridTokenizer | ByChannel):
+        raise ValueError(f"head segment: found {type(encoder).__name__} with {type(tokenizer).__name__}, expected a "
+                         "transformer with tokenizer grid, bands or band_groups. Choose one of them.")
+    if settings.design == "linear":
+        return SegmentLinear(settings, encoder.width, num_classes)
+    num_channels = len(tokenizer.channels) if isinstance(tokenizer, ByChannel) else encoder.num_channels
+    return SegmentPyramid(settings, encoder.width, num_classes, num_channels, tuple(tokenizer.patch),
+                          len(encoder.blocks))
+
+
+def build_loss(settings: HeadSettings, kind: str, num_outputs: int) -> TaskLoss | MaskLoss:
+    """What this head is trained by."""
+    return MaskLoss(settings.overlap) if isinstance(settings, SegmentHead) else TaskLoss(kind, num_outputs)

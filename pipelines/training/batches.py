@@ -21,8 +21,9 @@ from torch import Tensor
 from domains.contract import Contract
 from domains.store import Prepared
 from models.encoder.chance import Chance, chance_of, key_of, uniform
+from pipelines.training.crops import around_a_class
 
-_FETCH, _AUGMENT, _SHUFFLE = 1, 2, 3  # streams of chance
+_FETCH, _AUGMENT, _SHUFFLE, _AROUND = 1, 2, 3, 4  # streams of chance
 
 
 class DomainCode(NamedTuple):
@@ -63,6 +64,8 @@ class RawBatch(NamedTuple):
     """B int64: how often each has been seen before."""
     step: int
     micro_batch: int
+    masks: Tensor | None = None
+    """B (D) H W or B N uint8, classes of a segmentation task; None without one."""
 
 
 class Batch(NamedTuple):
@@ -76,6 +79,8 @@ class Batch(NamedTuple):
     """B L float32, NaN unknown."""
     ids: Tensor
     """B int64."""
+    target: Tensor | None = None
+    """B (D) H W or B N uint8, classes of a segmentation task, UNKNOWN_CLASS where unknown; None without one."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,12 @@ class Source:
     """n L over the whole index, NaN unknown."""
     change: Callable[[int, np.ndarray], np.ndarray] | None = None
     """(row, stored sample) -> what is to be seen in its place; None: the sample itself."""
+    masks: Callable[[int], np.ndarray] | None = None
+    """Row -> its true mask at the stored size, uint8 classes, of a segmentation task; None without one."""
+    num_classes: int = 0
+    """Of the masks, background included."""
+    around: float = 0.0
+    """Share of training crops that are placed around a pixel of a class; the others lie anywhere. Not of points."""
 
     def fetch(self, row: int, draws: np.ndarray | None) -> np.ndarray:
         """One sample in the stored dtype, cut to the contract's size; a view where nothing had to be moved."""
@@ -115,6 +126,14 @@ class Source:
             held[i] = sample
         labels = np.empty((len(rows), 0), np.float32) if self.labels is None else self.labels[rows]
         return raw, torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32))
+
+    def read_masks(self, rows: np.ndarray, draws: np.ndarray | None) -> Tensor | None:
+        """The masks of some rows, cut as `read` cuts the samples."""
+        if self.masks is None:
+            return None
+        return torch.from_numpy(np.stack([
+            self.code.dataset.fetch_mask(self.masks(int(row)), self.contract, None if draws is None else draws[i])
+            for i, row in enumerate(rows)]))
 
     def normalise(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         """Raw values on the device -> (x, known)."""
@@ -152,8 +171,9 @@ class TrainingBatches:
         first = step * self.batch_size + (micro * self.world + self.rank) * share
         rows, epochs = self._samples(np.arange(first, first + share))
         ids, seen = torch.from_numpy(rows), torch.from_numpy(epochs)
-        raw, labels = self.source.read(rows, self._draws(ids, seen, step, micro))
-        return RawBatch(raw, labels, ids, seen, step, micro)
+        draws = self._draws(ids, seen, step, micro)
+        raw, labels = self.source.read(rows, draws)
+        return RawBatch(raw, labels, ids, seen, step, micro, self.source.read_masks(rows, draws))
 
     def draws(self, batch: RawBatch) -> np.ndarray:
         """B NUM_FETCH_DRAWS uniforms: what places the crops of this batch."""
@@ -161,7 +181,13 @@ class TrainingBatches:
 
     def _draws(self, ids: Tensor, epochs: Tensor, step: int, micro: int) -> np.ndarray:
         chance = chance_of(self.seed, step, micro, ids, epochs)
-        return chance.uniform(self.source.code.dataset.NUM_FETCH_DRAWS, _FETCH).numpy()
+        draws: np.ndarray = chance.uniform(self.source.code.dataset.NUM_FETCH_DRAWS, _FETCH).numpy()
+        if self.source.masks is not None and self.source.around:
+            which = chance.uniform(3, _AROUND).numpy()
+            for i in np.flatnonzero(which[:, 0] < self.source.around):
+                draws[i] = around_a_class(self.source.masks(int(ids[i])), self.source.contract.size, draws[i],
+                                          which[i, 1:])
+        return draws
 
     def _samples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and epochs at these positions of the endless stream."""
@@ -189,10 +215,13 @@ def on_device(source: Source, raw: RawBatch, seed: int, augment: Any, device: to
     ids = raw.ids.to(device, non_blocking=True)
     chance = chance_of(seed, raw.step, raw.micro_batch, ids, raw.epochs.to(device, non_blocking=True))
     x, known = source.normalise(raw.raw.to(device, non_blocking=True))
+    target = None if raw.masks is None else raw.masks.to(device, non_blocking=True)
     if augment is not None:
         draws = chance.uniform(source.code.augment.NUM_DRAWS, _AUGMENT)
         x, known = source.code.augment.augment(x, known, draws, augment, source.contract.names)
-    return Batch(x, known, raw.labels.to(device, non_blocking=True), ids), chance
+        if target is not None:
+            target = source.code.augment.move_mask(target, source.num_classes, draws, augment)
+    return Batch(x, known, raw.labels.to(device, non_blocking=True), ids, target), chance
 
 
 @torch.no_grad()
@@ -203,5 +232,8 @@ def in_order(source: Source, compute: Callable[[Batch], Tensor], batch_size: int
         rows = source.rows[first:first + batch_size]
         raw, labels = source.read(rows, None)
         x, known = source.normalise(raw.to(device))
-        out.append(compute(Batch(x, known, labels.to(device), torch.from_numpy(rows).to(device))).float().cpu())
+        masks = source.read_masks(rows, None)
+        batch = Batch(x, known, labels.to(device), torch.from_numpy(rows).to(device),
+                      None if masks is None else masks.to(device))
+        out.append(compute(batch).float().cpu())
     return torch.cat(out).numpy() if out else np.empty((0,), np.float32)

@@ -50,7 +50,10 @@ class FinetuneRun:
     The scratch arm is trained whole all the same, since adapters on random weights show nothing. Empty: all is
     trained."""
     head: HeadSettings = field(default_factory=SampleHead)
-    """What turns features into predictions; protocol knn takes kind: nearest."""
+    """What turns features into predictions; protocol knn takes kind: nearest, a task of masks kind: segment."""
+    around_classes: float = 1 / 3
+    """Of masks: share of the training crops that are placed around a pixel of a class, where samples are larger than
+    crops; the others lie anywhere. Else a small thing in a large volume is hardly ever seen."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every arm is trained once per seed (head, order, augmentation; weights too when from scratch)."""
     grid: tuple[float, ...] = (5e-4,)
@@ -86,7 +89,9 @@ class FinetuneRun:
             raise ValueError(f"label_share: found {self.label_share}, expected a share in (0, 1].")
         if (self.protocol == "knn") != isinstance(self.head, NearestHead):
             raise ValueError(f"protocol {self.protocol} does not go with head {self.head.kind}: "
-                             "knn takes kind: nearest, the others kind: sample.")
+                             "knn takes kind: nearest, the others kind: sample or segment.")
+        if not 0 <= self.around_classes <= 1:
+            raise ValueError(f"around_classes: found {self.around_classes}, expected a share from 0 to 1.")
         if checkpoints.is_scratch(self.start) and self.encoder is None:
             raise ValueError("`start` is scratch, so `encoder` must be given.")
         if self.flexible_patches and (self.protocol != "full" or not isinstance(self.head, SampleHead)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads.predict_sample import PredictSample
+from models.heads.task_loss import TaskLoss
 from models.heads.tuned import PredictByNeighbours, Tuned
 from pipelines.training.batches import Source, in_order
 
@@ -60,6 +61,7 @@ def fit_neighbours(model: Tuned, train: Source, device: torch.device) -> int:
     assert isinstance(model.head, PredictByNeighbours), "the settings pair protocol knn with a nearest head"
     features = frozen_features(model, train, device)
     labels = labels_of(train)
+    assert isinstance(model.loss, TaskLoss), "a nearest head knows no masks"
     if model.loss.kind == "single_label":
         labels = nn.functional.one_hot(labels[:, 0].long(), model.head.labels.shape[1]).float()
     elif model.loss.kind == "regression":

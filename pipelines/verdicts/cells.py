@@ -178,7 +178,7 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
     work.folder.mkdir(parents=True, exist_ok=True)
     silent = Run({"key": ""}, work.folder, None, silent=True)
     trials = [finetune.trial(cell.way, run, task, arm, cell.seed, rate, begin, sources, build_augment(cell.way, run),
-                             work, silent) for rate in (run.grid if run.protocol == "full" else run.grid[:1])]
+                             work, silent) for rate in finetune.rates_of(run)]
     best = min(trials, key=lambda trial: trial.val_loss)
     model, contract, record = load_tuned(best.folder / "model")
     logits = predict(model, Source(prepared, contract, code, test), device=device_of(run.machine))

@@ -29,9 +29,7 @@ from models.adapters.prior_prompts import check_memories
 from models.encoder.build import AnyEncoder, build_encoder
 from models.encoder.tokenizers import ByChannel
 from models.encoder.transformer import Encoder
-from models.heads.predict_sample import SampleHead
-from models.heads.task_loss import TaskLoss
-from models.heads.tuned import HeadSettings, NearestHead, PredictByNeighbours, Tuned, build_head
+from models.heads.tuned import HeadSettings, PredictByNeighbours, Tuned, build_head, build_loss
 from pipelines.settings import build, plain
 from pipelines.training.batches import Source, in_order
 from pipelines.weights.checkpoints import (
@@ -96,10 +94,10 @@ def load_tuned(folder: str | Path) -> tuple[Tuned, Contract, dict[str, Any]]:
     task = build(Task, record["task"], f"{where}: task")
     contract = contracts.load(folder / CONTRACT)
     encoder = _encoder(folder, record, contract, where)
-    head_settings: SampleHead | NearestHead = build(HeadSettings, record["head"], f"{where}: head")  # type: ignore[arg-type]
+    head_settings: HeadSettings = build(HeadSettings, record["head"], f"{where}: head")  # type: ignore[arg-type]
     outputs = len(task.outputs)
-    head = build_head(head_settings, encoder.width, outputs, record["num_reference"])
-    model = Tuned(encoder, head, TaskLoss(task.kind, outputs))
+    head = build_head(head_settings, encoder.width, outputs, record["num_reference"], encoder)
+    model = Tuned(encoder, head, build_loss(head_settings, task.kind, outputs))
     for part in ("head", "loss"):
         fill(getattr(model, part), part_weights(folder, part), f"{part} of {folder}")
     for parameter in model.parameters():
@@ -156,7 +154,7 @@ def fold(folder: Path, out: Path) -> str:
     """
     model, contract, record = load_tuned(folder)
     task: Task = record["task"]
-    head: SampleHead | NearestHead = build(HeadSettings, record["head"], f"{folder}/{RECORD}: head")  # type: ignore[arg-type]
+    head: HeadSettings = build(HeadSettings, record["head"], f"{folder}/{RECORD}: head")  # type: ignore[arg-type]
     adapters = _adapters(record, f"{folder}/{RECORD}: adapters")
     if adapters and isinstance(model.encoder, Encoder):
         merge_adapters(model.encoder)
