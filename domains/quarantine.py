@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from domains import worker
+from domains.placement import told
 from domains.reading_process import Child
 from domains.sample import DTYPES, Fact, ManifestRow, Piece, mask_shape
 
@@ -304,7 +305,8 @@ def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any], payload:
         mask = None
         if described["mask_shape"] is not None:
             mask, offset = _array(payload, offset, described["mask_dtype"], described["mask_shape"])
-        pieces.append(Piece(values, mask, _facts(described["facts"]), str(described["suffix"])))
+        pieces.append(Piece(values, mask, _facts(described["facts"]), str(described["suffix"]),
+                            told(described["placement"])))
     if offset != len(payload):
         raise ValueError("arrays do not fill their frame")
     more = header["more"] is True

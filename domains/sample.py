@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from domains.placement import Placement
+
 Fact = str | int | float | list[int] | list[float] | list[str]
 
 UNKNOWN_CLASS = 255
@@ -81,6 +83,8 @@ class Piece:
     only: these reach index.parquet, logs and MLflow."""
     suffix: str = ""
     """Tells the pieces of one file apart ("@r0c64"); appended to the row's key."""
+    placement: Placement | None = None
+    """Where it lies in the file, for grids; None where that cannot be told. Not stored."""
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,8 @@ def describe(piece: Piece) -> dict[str, Any]:
         raise Refused(f"the reader returned {piece.values.dtype.name}, expected one of {', '.join(DTYPES)}")
     return {"dtype": name, "shape": list(piece.values.shape), "facts": piece.facts,
             "suffix": piece.suffix, "mask_shape": None if piece.mask is None else list(piece.mask.shape),
-            "mask_dtype": None if piece.mask is None else piece.mask.dtype.name}
+            "mask_dtype": None if piece.mask is None else piece.mask.dtype.name,
+            "placement": None if piece.placement is None else dataclasses.asdict(piece.placement)}
 
 
 def text_of(header: dict[str, Any]) -> bytes:

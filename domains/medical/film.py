@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from domains.medical import resample
+from domains.placement import Placement
 from domains.sample import UNKNOWN_CLASS, nearest_integer
 
 Fit = Literal["letterbox", "crop"]
@@ -111,6 +112,21 @@ def fit_mask(mask: np.ndarray, size: tuple[int, int], how: Fit) -> np.ndarray:
     out = np.full(size, UNKNOWN_CLASS, dtype=np.uint8)
     out[window] = mask[np.ix_(*index)]
     return out
+
+
+def placed(whole: tuple[int, ...], box: tuple[slice, ...], size: tuple[int, int], how: Fit,
+           spacing: tuple[float, float] | None) -> Placement:
+    """Where `fit` puts a part of a film: `box` of the `whole`.
+
+    Args:
+        spacing: millimetres between rows and between columns, where the file tells them.
+    """
+    shape = tuple(side.stop - side.start for side in box)
+    step, inner, window = _inner(shape, size, how)
+    starts = tuple(side.start + float(resample.centred(n, m, step)[0]) - edge.start * step
+                   for side, n, m, edge in zip(box, shape, inner, window, strict=True))
+    affine = () if spacing is None else (spacing[1], 0.0, 0.0, 0.0, spacing[0], 0.0)
+    return Placement(shape=tuple(whole), axes=(0, 1), starts=starts, steps=(step, step), affine=affine)
 
 
 def _inner(shape: tuple[int, ...], size: tuple[int, int], how: Fit) -> tuple[float, list[int], tuple[slice, slice]]:

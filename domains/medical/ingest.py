@@ -25,6 +25,7 @@ __all__ = ["CT", "Settings", "XRay", "contract", "implausible", "read", "suffixe
 RASTER_FORMATS = ("PNG", "JPEG")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 """Photometric interpretations that the decoders turn into red, green and blue."""
+FILM_SPACING_MM = (0.01, 5.0)
 FLAT_BELOW = 2.0
 """A film with a smaller standard deviation shows nothing."""
 
@@ -72,16 +73,18 @@ def implausible(pieces: list[Piece], settings: Settings) -> str | None:
 
 def _read_film(row: ManifestRow, settings: XRay) -> Piece:
     if row.path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-        grey, facts = _grey_of_raster(row.path, settings)
+        (grey, facts), spacing = _grey_of_raster(row.path, settings), None
     else:
-        grey, facts = _grey_of_dicom(row.path, settings)
+        grey, facts, spacing = _grey_of_dicom(row.path, settings)
     _look_for_text(grey, settings, facts)
     mask = None if row.mask_path is None else _mask_of_film(row.mask_path, grey.shape)
+    whole, box = grey.shape, tuple(slice(0, n) for n in grey.shape)
     if settings.foreground == "exposed":
         box = foreground.exposed(grey)
         facts["foreground"] = [edge for side in box for edge in (side.start, side.stop)]
         grey, mask = grey[box], None if mask is None else mask[box]
     return Piece(values=film.fit(grey, settings.size, settings.fit)[None], facts=facts,
+                 placement=film.placed(whole, box, settings.size, settings.fit, spacing),
                  mask=None if mask is None else film.fit_mask(mask, settings.size, settings.fit))
 
 
@@ -113,7 +116,8 @@ def _grey_of_raster(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, F
     return film.to_grey(pixels, window), facts
 
 
-def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact]]:
+def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact], tuple[float, float] | None]:
+    """Grey in [0, 1], facts, and millimetres between rows and columns where the header tells them."""
     header = dicom.read(path, samples=(1, 3))
     with parsing("DICOM"):
         photometric = str(header.get("PhotometricInterpretation", ""))
@@ -137,7 +141,20 @@ def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fa
         grey = 1.0 - grey
     facts: dict[str, Fact] = {"format": "DICOM", "shape": list(grey.shape), "photometric": photometric,
                               "stored_bits": int(header.BitsStored), "contrast": contrast}
-    return grey if exposed.all() else np.where(exposed, grey, np.float32(0.0)), facts
+    return grey if exposed.all() else np.where(exposed, grey, np.float32(0.0)), facts, _spacing(header)
+
+
+def _spacing(header: Any) -> tuple[float, float] | None:
+    """Millimetres between rows and between columns: in the patient where that was calibrated, else on the detector,
+    where things look larger than they are."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            found = [float(number) for number in header.get(name) or ()]
+        except (TypeError, ValueError, OverflowError):  # no number: the film is good all the same
+            continue
+        if len(found) == 2 and all(FILM_SPACING_MM[0] <= number <= FILM_SPACING_MM[1] for number in found):
+            return found[0], found[1]
+    return None
 
 
 def _brightness(header: Any) -> np.ndarray:
@@ -213,7 +230,8 @@ def _read_ct(row: ManifestRow, settings: CT) -> Piece:
         "format": form, "shape": list(image.values.shape), "spacing": [round(float(mm), 4) for mm in image.spacing],
         "oblique_degrees": round(volume.obliqueness(image), 1),
         "known": round(float((hu != volume.UNKNOWN_HU).mean()), 4)}
-    return Piece(values=hu[None], mask=None if mask is None else volume.sample_mask(mask, image, grid), facts=facts)
+    return Piece(values=hu[None], mask=None if mask is None else volume.sample_mask(mask, image, grid), facts=facts,
+                 placement=volume.placed(found, grid, backwards=form != "NIfTI"))
 
 
 def _grid(image: Volume, mask: Volume | None, settings: CT) -> volume.Grid:

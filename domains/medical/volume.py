@@ -12,6 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from domains.medical import resample
+from domains.placement import Placement
 from domains.sample import UNKNOWN_CLASS, Refused, nearest_integer
 
 ORIENTATION = "SPL"
@@ -196,18 +197,41 @@ def _shifted(values: np.ndarray, known: np.ndarray, by: float, length: int,
 
 def orient(volume: Volume) -> Volume:
     """Permute and flip axes so that they run as near to ORIENTATION as they can; nothing is interpolated."""
-    cosines = _DIRECTIONS @ (volume.affine[:3, :3] / volume.spacing)       # wanted axis, own axis
-    order = max(permutations(range(3)), key=lambda axes: sum(abs(cosines[i, axis]) for i, axis in enumerate(axes)))
+    order, turned = _turn(volume)
     turn = np.zeros((4, 4))                                                 # new indices to old ones
     turn[3, 3] = 1
     flips = []
-    for new, old in enumerate(order):
-        backwards = cosines[new, old] < 0
+    for new, (old, backwards) in enumerate(zip(order, turned, strict=True)):
         flips.append(slice(None, None, -1 if backwards else 1))
         turn[old, new] = -1 if backwards else 1
         turn[old, 3] = volume.values.shape[old] - 1 if backwards else 0
     known = None if volume.known is None else volume.known.transpose(order)[tuple(flips)]
     return Volume(volume.values.transpose(order)[tuple(flips)], volume.affine @ turn, known)
+
+
+def _turn(volume: Volume) -> tuple[tuple[int, ...], list[bool]]:
+    """For every axis of ORIENTATION the volume's own that runs nearest to it, and whether that runs backwards."""
+    cosines = _DIRECTIONS @ (volume.affine[:3, :3] / volume.spacing)       # wanted axis, own axis
+    order = max(permutations(range(3)), key=lambda axes: sum(abs(cosines[i, axis]) for i, axis in enumerate(axes)))
+    return order, [bool(cosines[new, old] < 0) for new, old in enumerate(order)]
+
+
+def placed(volume: Volume, grid: Grid, backwards: bool) -> Placement:
+    """Where a grid in a volume that was oriented lies in the volume as it was before.
+
+    Args:
+        backwards: call the volume's axes in reverse: column, row, slice, as programs write a series into one file.
+    """
+    order, turned = _turn(volume)
+    last = [volume.values.shape[axis] - 1 for axis in order]
+    starts = [n - float(centres[0]) if back else float(centres[0])
+              for n, centres, back in zip(last, grid.centres, turned, strict=True)]
+    steps = [-step if back else step for step, back in zip(grid.steps, turned, strict=True)]
+    shape, affine = volume.values.shape, volume.affine
+    if backwards:
+        shape, affine, order = shape[::-1], affine[:, [2, 1, 0, 3]], tuple(2 - axis for axis in order)
+    return Placement(shape=shape, axes=order, starts=tuple(starts), steps=tuple(steps),
+                     affine=tuple(affine.ravel().tolist()))
 
 
 def obliqueness(volume: Volume) -> float:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 from domains.contract import SPACING_TOLERANCE
+from domains.placement import MOST_TEXT
 from domains.sample import Refused
 from domains.satellite.scene import Layer, Place
 
@@ -17,6 +19,7 @@ METRES_PER_DEGREE = 111_320.0
 """Along a meridian; grids in degrees get their ground resolution from it."""
 ALIGNED = 0.01
 """Of a pixel: grids that lie this close are taken as one."""
+PARAMETER = re.compile(r"\+[a-z_0-9]{1,12}(=[-+.,0-9A-Za-z]{1,40})?")
 AUTHORITY = re.compile(r"[A-Za-z]{2,10}:[A-Za-z0-9]{1,12}")
 
 
@@ -36,14 +39,23 @@ def place(dataset: Any) -> Place:
         raise Refused(f"found pixels of {step[0]:g} x {step[1]:g} m, expected both above 0; the georeference is "
                       "damaged.")
     epsg, a, b, c = crs.to_epsg(), transform.a, transform.b, transform.c
-    return Place(step=step, epsg=epsg, crs="" if epsg is not None else _code(crs),
-                 affine=(a, b, c, transform.d, transform.e, transform.f))
+    affine = (a, b, c, transform.d, transform.e, transform.f)
+    code = f"EPSG:{epsg}" if epsg is not None else _code(crs)
+    return Place(step=step, epsg=epsg, crs="" if epsg is not None else code, affine=affine, of_file=affine,
+                 system=code or _definition(crs))
 
 
 def _code(crs: Any) -> str:
     """The code of a system that some authority other than EPSG lists; its text may hold anything and is left out."""
     found = ":".join(crs.to_authority() or ())
     return found if AUTHORITY.fullmatch(found) else ""
+
+
+def _definition(crs: Any) -> str:
+    """A system that no list has, by its parameters: words of PROJ and numbers, which leave out whatever name its maker
+    gave it. Empty where PROJ's words do not say it."""
+    text = " ".join(part for part in str(crs.to_proj4()).split() if PARAMETER.fullmatch(part))
+    return text if "+proj=" in text and len(text) <= MOST_TEXT else ""
 
 
 def target(shape: tuple[int, int], found: Place, resolution: float | None) -> tuple[tuple[int, int], Place]:
@@ -59,7 +71,7 @@ def target(shape: tuple[int, int], found: Place, resolution: float | None) -> tu
         a, b, c, d, e, f = affine
         down, across = shape[0] / wanted[0], shape[1] / wanted[1]
         affine = (a * across, b * down, c, d * across, e * down, f)
-    return wanted, Place(step=(resolution, resolution), epsg=found.epsg, crs=found.crs, affine=affine)
+    return wanted, replace(found, step=(resolution, resolution), affine=affine)
 
 
 def check_same_ground(dataset: Any, reference: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from domains.placement import Placement
 from domains.sample import UNKNOWN_CLASS, Fact, Part, Piece, Refused, nearest_integer
 from domains.satellite import grid
 from domains.satellite.settings import Multispectral
@@ -56,6 +57,10 @@ class Place:
     affine: tuple[float, float, float, float, float, float] | None = None
     """a b c d e f: x = a column + b row + c, y = d column + e row + f, in the units of the CRS, (0, 0) being the upper
     left corner of the upper left pixel."""
+    of_file: tuple[float, ...] | None = None
+    """The same of the grid of the file, whatever it is brought to."""
+    system: str = ""
+    """The coordinate system so that it can be written again: a code, or its definition in PROJ's words."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,11 @@ def whole(scene: Scene, mask: Layer | None, settings: Multispectral) -> Piece:
     share = _known_share(read.values)
     if share < settings.min_known:
         raise Refused(f"found {share:.0%} of the pixels with a value, expected {settings.min_known:.0%} (`min_known`).")
-    margins = (grid.margin(have, want) for have, want in zip(scene.shape, settings.size, strict=True))
+    margins = tuple(grid.margin(have, want) for have, want in zip(scene.shape, settings.size, strict=True))
     return Piece(values=grid.pad_to(read.values, settings.size, UNKNOWN, centred=True),
                  mask=None if mask is None else grid.pad_to(_classes(mask, scene, box), settings.size, UNKNOWN_CLASS,
                                                             centred=True),
-                 facts=_facts(scene, settings, box, share, read, tuple(margins)))
+                 facts=_facts(scene, settings, box, share, read, margins), placement=placed(scene, box, margins))
 
 
 def tiles(scene: Scene, mask: Layer | None, settings: Multispectral, part: int) -> list[Piece] | Part:
@@ -159,7 +164,7 @@ def _tiles(scene: Scene, mask: Layer | None, settings: Multispectral,
         classes = None if mask is None else grid.pad_to(_classes(mask, scene, box), settings.size, UNKNOWN_CLASS,
                                                         centred=False)
         pieces.append(Piece(values=values, mask=classes, suffix=f"@r{box[0]}c{box[2]}",
-                            facts=_facts(scene, settings, box, share, read)))
+                            facts=_facts(scene, settings, box, share, read), placement=placed(scene, box)))
     return [replace(piece, facts={**piece.facts, "tiles_skipped": skipped}) for piece in pieces], skipped
 
 
@@ -254,6 +259,16 @@ def _facts(scene: Scene, settings: Multispectral, box: tuple[int, int, int, int]
     if scene.wavelengths:
         facts["wavelengths_nm"] = [round(scene.wavelengths.get(identity, 0.0), 1) for _, identity in found]
     return facts | _where(scene.place, box, margins)
+
+
+def placed(scene: Scene, box: tuple[int, int, int, int], margins: tuple[int, ...] = (0, 0)) -> Placement:
+    """Where a window of the target grid, after `margins` rows and columns of padding, lies on the finest band's own
+    grid."""
+    steps = [have / want for have, want in zip(scene.native, scene.shape, strict=True)]
+    starts = [(first - before + 0.5) * step - 0.5
+              for first, before, step in zip((box[0], box[2]), margins, steps, strict=True)]
+    return Placement(shape=scene.native, axes=(0, 1), starts=tuple(starts), steps=tuple(steps),
+                     affine=scene.place.of_file or (), crs=scene.place.system)
 
 
 def _where(place: Place, box: tuple[int, int, int, int], margins: tuple[int, ...]) -> dict[str, Fact]:

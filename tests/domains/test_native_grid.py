@@ -1,0 +1,54 @@
+"""What a model says of stored pixels is brought back to a file's own, exactly where both are one grid."""
+
+import numpy as np
+import pytest
+
+from domains.native_grid import native_classes
+from domains.placement import Placement, told
+from domains.sample import UNKNOWN_CLASS
+
+
+@pytest.mark.parametrize("step", [0.4, 1.0, 2.5, -2.5])
+def test_a_border_between_classes_lies_where_the_probabilities_cross(step: float) -> None:
+    """Two classes whose probabilities are straight lines through a place of the file: interpolation keeps them."""
+    n, stored, crossing = 200, int(200 / abs(step)), 83.3
+    start = (n - 1) / 2 - (stored - 1) / 2 * step
+    at = start + np.arange(stored) * step
+    second = np.broadcast_to(0.5 + (at - crossing) / 500, (3, stored))
+    place = Placement(shape=(3, n), axes=(0, 1), starts=(0.0, start), steps=(1.0, step))
+    classes = native_classes(np.stack([1 - second, second]).astype(np.float32), np.ones((3, stored), bool), place)
+    assert np.array_equal(classes, np.broadcast_to(np.arange(n) > crossing, (3, n)))
+
+
+def test_many_slabs_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((3, 6, 7, 8)).astype(np.float32)
+    known = rng.random((6, 7, 8)) > 0.1
+    place = Placement(shape=(19, 20, 15), axes=(2, 0, 1), starts=(14.0, 1.0, 0.5), steps=(-2.2, 2.4, 2.6))
+    whole = native_classes(probabilities, known, place)
+    monkeypatch.setattr("domains.native_grid.SLAB_VALUES", 500)
+    assert np.array_equal(native_classes(probabilities, known, place), whole)
+    assert set(np.unique(whole)) == {0, 1, 2, UNKNOWN_CLASS}
+
+
+def test_tiles_side_by_side_claim_every_pixel_once_and_leave_none_out() -> None:
+    for step in (0.8, 1.0, 1.7, 3.0):
+        stored, tile = 60, 20
+        n = round(stored * step)
+        counted = np.zeros((1, n), int)
+        for first in range(0, stored, tile):
+            place = Placement(shape=(1, n), axes=(0, 1), starts=(0.0, (first + 0.5) * n / stored - 0.5),
+                              steps=(1.0, n / stored))
+            ones = np.ones((1, 1, tile), np.float32)
+            counted += native_classes(ones, np.ones((1, tile), bool), place) == 0
+        assert (counted == 1).all()
+
+
+@pytest.mark.parametrize("changed", [{"shape": [3]}, {"axes": [0, 0]}, {"starts": [0.0]}, {"steps": [1.0, 0.0]},
+                                     {"affine": [1.0]}, {"steps": [1.0, float("nan")]}, {"crs": "a\nb"},
+                                     {"crs": "x" * 1000}, {"shape": [0, 4]}])
+def test_a_placement_that_places_nothing_is_refused(changed: dict[str, object]) -> None:
+    honest = {"shape": [3, 4], "axes": [0, 1], "starts": [0.0, 0.0], "steps": [1.0, 1.0], "affine": [], "crs": ""}
+    assert told(honest) == Placement((3, 4), (0, 1), (0.0, 0.0), (1.0, 1.0)) and told(None) is None
+    with pytest.raises(ValueError, match="placement"):
+        told({**honest, **changed})
