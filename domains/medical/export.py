@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +28,23 @@ def ending(placement: Placement) -> str:
     return ".nii.gz" if len(placement.shape) == 3 else ".png"
 
 
-def write(path: Path, classes: np.ndarray, placement: Placement, names: Sequence[str]) -> None:
-    """Write uint8 class numbers of a whole file, atomically.
+def write(path: Path, numbers: np.ndarray, placement: Placement, names: Mapping[int, str]) -> None:
+    """Write uint8 numbers of classes of a whole file, atomically.
 
     Args:
-        classes: of `placement.shape`; UNKNOWN_CLASS where nothing was looked at.
-        names: not written here: neither format has a place for names that other programs read.
+        numbers: of `placement.shape`; UNKNOWN_CLASS where nothing was looked at.
+        names: what the numbers mean; not written here: neither format has a place for names that other programs read.
 
     Raises:
         DiskFull, Unwritable: what lay there before still does.
     """
-    write_bytes(path, _nifti(classes, placement) if classes.ndim == 3 else _png(classes))
+    write_bytes(path, _nifti(numbers, placement) if numbers.ndim == 3 else _png(numbers))
 
 
-def measure(classes: np.ndarray, placement: Placement, num_classes: int) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """Pixels per class, their area or volume (None: the file does not say how large a pixel is), and its unit."""
-    counts = np.bincount(classes.ravel(), minlength=256)[:num_classes]
+def measure(numbers: np.ndarray, placement: Placement,
+            names: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """Pixels of each number that has a name, their area or volume (None: the file does not say how large a pixel is), and its unit."""
+    counts = np.bincount(numbers.ravel(), minlength=256)[list(names)]
     if not placement.affine:
         return counts, None, ""
     if len(placement.affine) == 16:
@@ -52,10 +53,10 @@ def measure(classes: np.ndarray, placement: Placement, num_classes: int) -> tupl
     return counts, counts * abs(a * e - b * d), "mm2"
 
 
-def _nifti(classes: np.ndarray, placement: Placement) -> bytes:
+def _nifti(numbers: np.ndarray, placement: Placement) -> bytes:
     nibabel = library("nibabel")
     affine = np.reshape(placement.affine, (4, 4))
-    image = nibabel.Nifti1Image(classes, affine)
+    image = nibabel.Nifti1Image(numbers, affine)
     image.set_sform(affine, SCANNER)
     image.set_qform(affine, SCANNER)  # without any shear, which a quaternion cannot say; readers take the sform first
     image.header["xyzt_units"] = MILLIMETRES
@@ -65,8 +66,8 @@ def _nifti(classes: np.ndarray, placement: Placement) -> bytes:
     return packed.getvalue()
 
 
-def _png(classes: np.ndarray) -> bytes:
+def _png(numbers: np.ndarray) -> bytes:
     """Grey levels are class numbers: a palette would look better and be read as colours by half of all programs."""
     packed = io.BytesIO()
-    library("PIL.Image").fromarray(classes).save(packed, format="PNG", optimize=False)
+    library("PIL.Image").fromarray(numbers).save(packed, format="PNG", optimize=False)
     return packed.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,45 +27,47 @@ def ending(placement: Placement) -> str:
     return ".tif"
 
 
-def write(path: Path, classes: np.ndarray, placement: Placement, names: Sequence[str]) -> None:
-    """Write uint8 class numbers of a whole scene, atomically: deflated, nodata UNKNOWN_CLASS, a colour table, and the
-    names of the classes as tags of the band (CLASS_0, CLASS_1 ...).
+def write(path: Path, numbers: np.ndarray, placement: Placement, names: Mapping[int, str]) -> None:
+    """Write uint8 numbers of classes of a whole scene, atomically: deflated, nodata UNKNOWN_CLASS, a colour table, and
+    what the numbers mean as tags of the band (CLASS_0, CLASS_1 ...).
 
     Args:
-        classes: H W, of `placement.shape`.
+        numbers: H W, of `placement.shape`; UNKNOWN_CLASS where nothing was looked at.
 
     Raises:
         DiskFull, Unwritable: what lay there before still does.
     """
     rasterio = _rasterio()
     told = {"crs": placement.crs or None, "transform": rasterio.Affine(*placement.affine)} if placement.affine else {}
-    tiled = min(classes.shape) >= BLOCK
+    tiled = min(numbers.shape) >= BLOCK
     blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK} if tiled else {}
     with warnings.catch_warnings(), rasterio.Env(GDAL_PAM_ENABLED="NO", PROJ_NETWORK="OFF"):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with rasterio.MemoryFile() as memory:
-            with memory.open(driver="GTiff", height=classes.shape[0], width=classes.shape[1], count=1, dtype="uint8",
+            with memory.open(driver="GTiff", height=numbers.shape[0], width=numbers.shape[1], count=1, dtype="uint8",
                              nodata=UNKNOWN_CLASS, compress="deflate", bigtiff="if_safer", **blocks, **told) as file:
-                file.write(classes, 1)
-                file.write_colormap(1, colours(len(names)))
+                file.write(numbers, 1)
+                file.write_colormap(1, colours(names))
                 file.set_band_description(1, "class")
-                file.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(names)})
+                file.update_tags(1, **{f"CLASS_{i}": name for i, name in names.items()})
             write_bytes(path, memory.read())
 
 
-def colours(num_classes: int) -> dict[int, tuple[int, int, int, int]]:
-    """Red, green, blue and opacity per class; what is left (0) and what is unknown are clear."""
-    table = {0: (0, 0, 0, 0), UNKNOWN_CLASS: (0, 0, 0, 0)}
-    for number in range(1, num_classes):
-        red, green, blue = colorsys.hsv_to_rgb((number * GOLDEN) % 1.0, 0.8, 0.9)
+def colours(numbers: Iterable[int]) -> dict[int, tuple[int, int, int, int]]:
+    """Red, green, blue and opacity of each number. The first, which is what is left, and what is unknown are clear."""
+    first, *others = numbers
+    table = {first: (0, 0, 0, 0), UNKNOWN_CLASS: (0, 0, 0, 0)}
+    for i, number in enumerate(others):
+        red, green, blue = colorsys.hsv_to_rgb((i * GOLDEN) % 1.0, 0.8, 0.9)
         table[number] = (round(255 * red), round(255 * green), round(255 * blue), 255)
     return table
 
 
-def measure(classes: np.ndarray, placement: Placement, num_classes: int) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """Pixels per class, their area (None: the file does not say where it lies), and its unit. Of grids in degrees each
+def measure(numbers: np.ndarray, placement: Placement,
+            names: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """Pixels of each number that has a name, their area (None: the file does not say where it lies), and its unit. Of grids in degrees each
     row counts by its own latitude, on a sphere."""
-    rows = np.stack([(classes == number).sum(axis=1) for number in range(num_classes)])
+    rows = np.stack([(numbers == number).sum(axis=1) for number in names])
     counts = rows.sum(axis=1)
     if not placement.affine or not placement.crs:
         return counts, None, ""
@@ -74,7 +76,7 @@ def measure(classes: np.ndarray, placement: Placement, num_classes: int) -> tupl
     area = abs(a * e - b * d)
     if not crs.is_geographic:
         return counts, counts * area * float(crs.linear_units_factor[1]) ** 2, "m2"
-    latitudes = f + e * (np.arange(classes.shape[0]) + 0.5) + d * classes.shape[1] / 2
+    latitudes = f + e * (np.arange(numbers.shape[0]) + 0.5) + d * numbers.shape[1] / 2
     return counts, rows @ np.cos(np.radians(latitudes)) * area * math.pow(METRES_PER_DEGREE, 2), "m2"
 
 

@@ -14,7 +14,7 @@ from domains.sample import UNKNOWN_CLASS, ManifestRow, Piece
 from tests.domains.medical.files import CANARY, dicom, nifti, row, series
 
 nibabel = pytest.importorskip("nibabel", reason="reads NIfTI: pip install 'lacuna[medical]'")
-NAMES = ("background", "one", "two", "three")
+NAMES = {0: "background", 1: "one", 2: "two", 3: "three"}
 SAME = CT(spacing=(1.0, 1.0, 1.0), size=(4, 4, 4), check_units=False)
 
 
@@ -144,14 +144,14 @@ def test_areas_and_volumes_are_in_the_units_of_the_file(tmp_path: Path) -> None:
     truth = phantom((18, 12, 24))
     nifti(tmp_path / "image.nii", truth.astype(np.int16) * 100, affine)
     (piece,) = ingest.read(row(tmp_path / "image.nii"), SAME)
-    counts, sizes, unit = export.measure(truth, piece.placement, 4)  # type: ignore[arg-type]
+    counts, sizes, unit = export.measure(truth, piece.placement, NAMES)  # type: ignore[arg-type]
     assert unit == "mm3" and sizes is not None
     assert counts.tolist() == [int((truth == number).sum()) for number in range(4)]
     assert np.allclose(sizes, counts * 3.0)
     stored = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)
     film = dicom(tmp_path / "film.dcm", stored, PixelSpacing=["0.2", "0.3"])
     (piece,) = ingest.read(row(film), XRay(size=(32, 32)))
-    counts, sizes, unit = export.measure(np.ones((64, 48), np.uint8), piece.placement, 2)  # type: ignore[arg-type]
+    counts, sizes, unit = export.measure(np.ones((64, 48), np.uint8), piece.placement, {0: "rest", 1: "lung"})  # type: ignore[arg-type]
     assert unit == "mm2" and sizes is not None and np.allclose(sizes, [0, 64 * 48 * 0.06])
 
 
@@ -162,7 +162,7 @@ def test_a_film_whose_spacing_is_none_is_read_and_has_no_area(tmp_path: Path, sp
     assert content.count(b"1\\1 ") == 1
     film.write_bytes(content.replace(b"1\\1 ", spacing.encode()))
     (piece,) = ingest.read(row(film), XRay(size=(32, 32)))
-    assert export.measure(np.ones((64, 48), np.uint8), piece.placement, 2)[1:] == (None, "")  # type: ignore[arg-type]
+    assert export.measure(np.ones((64, 48), np.uint8), piece.placement, {0: "rest", 1: "lung"})[1:] == (None, "")  # type: ignore[arg-type]
 
 
 def test_nodules_survive_the_training_grid(shared_data: Path) -> None:

@@ -14,7 +14,7 @@ from tests.domains.satellite.files import CANARY, raster, row, scene
 
 rasterio = pytest.importorskip("rasterio", reason="reads GeoTIFF: pip install 'lacuna[satellite]'")
 BANDS = ("B2", "B3", "B4", "B8")
-NAMES = ("land", "water", "ice")
+NAMES = {0: "land", 1: "water", 2: "ice"}
 TRANSFORMS = {"north up": (10.0, 0, 0, -10.0), "south up": (10.0, 0, 0, 10.0), "oblong": (10.0, 0, 0, -15.0),
               "turned": (8.0, 3.0, 3.0, -8.0)}
 
@@ -73,7 +73,7 @@ def test_a_mask_that_was_stored_comes_back_pixel_by_pixel(tmp_path: Path, which:
                               rasterio.transform.xy(source.transform, rows, columns)), "every pixel lies where it did"
         assert np.array_equal(file.read(1), truth)
         assert file.compression.name == "deflate" and file.descriptions == ("class",)
-        assert [file.tags(1)[f"CLASS_{i}"] for i in range(3)] == list(NAMES)
+        assert [file.tags(1)[f"CLASS_{i}"] for i in range(3)] == list(NAMES.values())
         table = file.colormap(1)
         assert len({table[i] for i in range(3)}) == 3 and table[255][3] in (0, 255)
 
@@ -131,12 +131,12 @@ def test_areas_are_square_metres_on_any_grid(tmp_path: Path) -> None:
     path, mask, truth, _ = made(tmp_path, "turned")
     place = pieces(path, mask, settings())[0].placement
     assert place is not None
-    counts, sizes, unit = export.measure(truth, place, 3)
+    counts, sizes, unit = export.measure(truth, place, NAMES)
     assert unit == "m2" and sizes is not None and np.allclose(sizes, counts * 73.0)
     raster(path, scene(4, 70, 90), BANDS, metres=0.0001, corner=(11.0, 60.0), epsg=4326)
     place = pieces(path, mask, settings())[0].placement
     assert place is not None
-    counts, sizes, unit = export.measure(truth, place, 3)
+    counts, sizes, unit = export.measure(truth, place, NAMES)
     assert unit == "m2" and sizes is not None and np.allclose(sizes, counts * 11.132 ** 2 * 0.5, rtol=1e-3)
 
 
@@ -147,4 +147,4 @@ def test_a_scene_that_lies_nowhere_becomes_a_mask_that_lies_nowhere(tmp_path: Pa
     export.write(tmp_path / "out.tif", back(found), found[0].placement, NAMES)  # type: ignore[arg-type]
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.crs is None and np.array_equal(file.read(1), truth_of((40, 40)))
-    assert export.measure(truth_of((40, 40)), found[0].placement, 3)[1:] == (None, "")  # type: ignore[arg-type]
+    assert export.measure(truth_of((40, 40)), found[0].placement, NAMES)[1:] == (None, "")  # type: ignore[arg-type]
