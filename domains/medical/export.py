@@ -43,7 +43,8 @@ def write(path: Path, numbers: np.ndarray, placement: Placement, names: Mapping[
 
 def measure(numbers: np.ndarray, placement: Placement,
             names: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """Pixels of each number that has a name, their area or volume (None: the file does not say how large a pixel is), and its unit."""
+    """Pixels of each number that has a name, their area or volume (None: the file does not say how large a pixel is),
+    and its unit."""
     counts = np.bincount(numbers.ravel(), minlength=256)[list(names)]
     if not placement.affine:
         return counts, None, ""

@@ -65,8 +65,8 @@ def colours(numbers: Iterable[int]) -> dict[int, tuple[int, int, int, int]]:
 
 def measure(numbers: np.ndarray, placement: Placement,
             names: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """Pixels of each number that has a name, their area (None: the file does not say where it lies), and its unit. Of grids in degrees each
-    row counts by its own latitude, on a sphere."""
+    """Pixels of each number that has a name, their area (None: the file does not say where it lies), and its unit. Of
+    grids in degrees each row counts by its own latitude, on a sphere."""
     rows = np.stack([(numbers == number).sum(axis=1) for number in names])
     counts = rows.sum(axis=1)
     if not placement.affine or not placement.crs:
