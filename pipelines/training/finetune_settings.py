@@ -11,6 +11,7 @@ from models.encoder.flexible_patches import PatchSizes
 from models.encoder.initialisation import Initialisation
 from models.encoder.transformer import EncoderSettings
 from models.heads.predict_sample import SampleHead
+from models.heads.segment_grid import SegmentHead
 from models.heads.task_loss import Imbalance
 from models.heads.tuned import HeadSettings, NearestHead
 from pipelines.training.training import Machine, Optimisation
@@ -101,10 +102,10 @@ class FinetuneRun:
         if self.adapters and self.protocol != "full":
             raise ValueError(f"adapters: found {len(self.adapters)} with protocol {self.protocol}, expected protocol "
                              "full: the others train nothing inside the encoder. Leave one of the two out.")
-        if self.protocol == "linear" and (not isinstance(self.head, SampleHead) or not self.head.batch_norm
-                                          or self.head.hidden or self.head.layers):
+        if self.protocol == "linear" and not _is_one_layer(self.head):
             raise ValueError(f"protocol linear: found {self.head}, expected one linear layer on standardised features. "
-                             "Set head: {kind: sample, batch_norm: true}, with neither `hidden` nor `layers`.")
+                             "Set head: {kind: sample, batch_norm: true}, with neither `hidden` nor `layers`; of masks "
+                             "{kind: segment, design: linear}.")
         if self.adapters and self.optimisation.layer_decay != 1:
             raise ValueError(f"adapters: found layer_decay {self.optimisation.layer_decay}, expected 1: what is new in "
                              "early blocks has as far to go as what is new in late ones. Leave layer_decay out.")
@@ -121,3 +122,12 @@ class FinetuneRun:
         if self.initialisation != "xavier" and "scratch" not in self.arms:
             raise ValueError(f"initialisation {self.initialisation} is for the scratch arm; found arms "
                              f"{list(self.arms)}. Leave `initialisation` out, or add the arm.")
+
+
+def _is_one_layer(head: HeadSettings) -> bool:
+    match head:
+        case SampleHead():
+            return head.batch_norm and not head.hidden and not head.layers
+        case SegmentHead():
+            return head.design == "linear"
+    return False
