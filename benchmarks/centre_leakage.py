@@ -45,7 +45,8 @@ def errors(model: Any, x: Tensor, chance: Chance, centres: bool, encoder: bool) 
     mask = model.masking(patches, chance)
     features = model.encoder(patches, mask, model.decoder.taps)
     if not encoder:
-        features = features._replace(tokens=torch.zeros_like(features.tokens))
+        features = features._replace(tokens=torch.zeros_like(features.tokens),
+                                     summary=torch.zeros_like(features.summary))
     told = patches if centres else elsewhere(patches, mask)
     distance, _ = model.readout.errors(model.decoder(features, told, mask, False), patches, mask)
     found: Tensor = distance
