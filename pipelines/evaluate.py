@@ -26,18 +26,19 @@ from domains.splits import assert_no_group_is_cut, pseudonym, pseudonyms_of
 from domains.store import open_prepared
 from pipelines import report
 from pipelines.scoring import metrics
+from pipelines.scoring.answers import answers
 from pipelines.scoring.assessment import Arm, Unseen, assess
 from pipelines.scoring.evaluation_pictures import draw
 from pipelines.scoring.evaluation_record import METRICS_FILE, Evaluation, rows_of
 from pipelines.scoring.floor_features import FloorSettings
-from pipelines.scoring.floors import Floor, floor
+from pipelines.scoring.floors import Floor, check_floor, floor
+from pipelines.scoring.mask_pictures import mask_sheet
 from pipelines.scoring.outcome import summary, verdict
-from pipelines.scoring.temperature import probabilities
 from pipelines.settings import plain
 from pipelines.tracking import tracking
 from pipelines.training.batches import Source, domain_code
 from pipelines.weights.checkpoints import read_record
-from pipelines.weights.tuned_checkpoints import fold, load_tuned, predict
+from pipelines.weights.tuned_checkpoints import fold, load_tuned
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class EvaluateRun:
     seed: int = 0
     """Of the resamples and of the simple models."""
     headline: str = ""
-    """The metric that the run is told by; empty: auroc, or mae for regression."""
+    """The metric that the run is told by; empty: auroc, mae for regression, dice for segmentation."""
     baseline: str = "scratch"
     """The arm that the others are compared with."""
     floors: tuple[FloorSettings, ...] = ()
@@ -97,6 +98,8 @@ def run(name: str, settings: EvaluateRun, root: Path) -> dict[str, Any]:
     tuned = read_summary(folder, settings)
     unseen = unseen_rows(root / "data/prepared" / tuned["data"], tuned["task"])
     headline = headline_of(settings.headline, unseen.task)
+    for one in settings.floors:
+        check_floor(one, unseen.task.kind)
     inputs = {folder.relative_to(root).as_posix(): None, f"data/prepared/{tuned['data']}": unseen.prepared.digest}
     with tracking.open_run(stage="evaluate", name=name, root=root, settings=plain(settings), inputs=inputs,
                            domain=settings.domain) as tracked:
@@ -170,11 +173,10 @@ def predict_arm(arm: str, folder: Path, tuned: Mapping[str, Any], unseen: Unseen
         if uncompared:
             reasons.setdefault((arm, uncompared), []).append(str(seed))
         source = Source(unseen.prepared, contract, domain_code(settings.domain), unseen.rows)
-        logits = predict(model, source, settings.batch_size, device)
-        told.append(probabilities(logits, task.kind, record["temperature"]))
+        told.append(answers(model, source, task, unseen.task_name, record["temperature"], device, settings.batch_size))
         temperatures[str(seed)] = float(record["temperature"])
         why = (record.get("temperature_fit") or {}).get("note", "")
-        if why and task.kind != "regression":
+        if why and task.kind not in ("regression", "segmentation"):
             reasons.setdefault((f"temperature of {arm}", why), []).append(str(seed))
     notes = tuple(f"{what}, seed {', '.join(seeds)}: {why}" for (what, why), seeds in reasons.items())
     return Arm(np.stack(told), temperatures, notes)
@@ -244,24 +246,32 @@ def _publish(root: Path, tuned: Mapping[str, Any], folder: Path, unseen: Unseen,
     tracked.metrics(evaluation.flat())
     tracked.table(reports / "metrics.csv")
     predicted = {arm: one.predicted for arm, one in arms.items()}
-    for picture in draw(reports, evaluation, unseen.labels, predicted):
+    pictures = draw(reports, evaluation, unseen.labels, predicted)
+    if evaluation.kind == "segmentation":
+        other = evaluation.baseline if arm != evaluation.baseline else next(iter(evaluation.paired), arm)
+        shown = {one: folder / one / f"seed{seed}" for one in dict.fromkeys((arm, other))}
+        pictures += mask_sheet(reports / "masks.png", evaluation, unseen, shown, arms[arm], seed)
+    for picture in pictures:
         tracked.picture(picture)
     for arm in evaluation.paired:
         tracked.tag("lacuna.verdict" if arm == "pretrained" else f"lacuna.verdict.{arm}", verdict(evaluation, arm))
 
 
 def write_predictions(path: Path, unseen: Unseen, arms: Mapping[str, Arm], floors: Mapping[str, Floor]) -> None:
-    """One line per row, arm and seed; groups as hashes, since the file travels further than the data."""
+    """One line per row, arm and seed; groups as hashes, since the file travels further than the data. Of masks it holds
+    counts: TP, FP and FN in pixels, class by class."""
     keys, groups, sources = (unseen.column(column) for column in ("key", "group", "source"))
     labels = unseen.labels
+    told_as = "counts" if unseen.task.kind == "segmentation" else "probabilities"
     sets = [(arm, int(seed), one.predicted[s]) for arm, one in arms.items() for s, seed in enumerate(one.temperatures)]
     sets += [(f"floor {name}", 0, one.predicted) for name, one in floors.items()]
     lines = [{"key": keys[i], "group": pseudonym(groups[i]), "source": sources[i], "arm": arm, "seed": seed,
-              "label": labels[i].tolist(), "probabilities": told[i].tolist()}
+              "label": labels[i].tolist(), told_as: told[i].tolist()}
              for arm, seed, told in sets for i in range(len(keys))]
     numbers = pa.list_(pa.float32())
     schema = pa.schema([("key", pa.string()), ("group", pa.string()), ("source", pa.string()), ("arm", pa.string()),
-                        ("seed", pa.int32()), ("label", numbers), ("probabilities", numbers)])
+                        ("seed", pa.int32()), ("label", numbers),
+                        (told_as, pa.list_(pa.float64()) if told_as == "counts" else numbers)])
     pq.write_table(pa.Table.from_pylist(lines, schema=schema), path, compression="zstd")
 
 
@@ -275,6 +285,10 @@ def best_by_validation(tuned: Mapping[str, Any]) -> tuple[str, str]:
 
 def _register(folder: Path, root: Path, tuned: Mapping[str, Any], evaluation: Evaluation, tracked: Any) -> None:
     """Register the best model. One that stands by itself was made of one that was tuned by adapters."""
+    if evaluation.kind == "segmentation":
+        print(f"{evaluation.name}: not registered. A registered model answers with labels and probabilities of a file; "
+              "what this one draws is written by `lacuna predict`.")
+        return
     arm, seed = best_by_validation(tuned)
     alone = root / "artifacts/evaluate" / evaluation.name / ALONE
     model = alone if alone.is_dir() else folder / arm / f"seed{seed}"

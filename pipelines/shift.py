@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains.contract import Contract, enforce
-from domains.corruption import Corruption, chance_for
+from domains.corruption import Corruption, chance_for, mask_under
 from domains.publish import folder_in_the_making
 from domains.sample import Task
 from models.heads.tuned import Tuned
@@ -32,14 +32,15 @@ from pipelines import report
 from pipelines.evaluate import check_task, check_unseen, headline_of, unseen_rows, write_predictions
 from pipelines.prediction.test_time import TestTime, adapted, batches_of
 from pipelines.scoring import shift_report
+from pipelines.scoring.answers import Truth, answers
 from pipelines.scoring.assessment import Arm, Unseen, repeats
 from pipelines.scoring.shift_scores import Answers, Damage, compare, name_of
-from pipelines.scoring.temperature import probabilities
 from pipelines.settings import plain
 from pipelines.tracking import tracking
 from pipelines.training.batches import Source, domain_code
+from pipelines.training.true_masks import true_mask
 from pipelines.weights.checkpoints import RECORD, is_scratch
-from pipelines.weights.tuned_checkpoints import load_tuned, predict
+from pipelines.weights.tuned_checkpoints import load_tuned
 
 SCRATCH = "scratch"
 
@@ -95,7 +96,7 @@ class ShiftRun:
     """Name -> rising strengths, in the unit that domains/<domain>/corruptions.py gives. null: all of the domain, at
     its own strengths. {}: none."""
     headline: str = ""
-    """The metric that counts; empty: auroc, or mae for regression."""
+    """The metric that counts; empty: auroc, mae for regression, dice for segmentation."""
     resamples: int = 1000
     """Resamples of test groups."""
     seed: int = 0
@@ -133,6 +134,9 @@ def run(name: str, settings: ShiftRun, root: Path) -> dict[str, Any]:
     """
     unseen, parts = rows_by_source(unseen_rows(root / "data/prepared" / settings.data, settings.task), settings)
     headline = headline_of(settings.headline, unseen.task)
+    if settings.test_time and unseen.task.kind == "segmentation":
+        raise ValueError(f"test_time: found {settings.test_time[0].kind} for the segmentation task {settings.task}, "
+                         "expected none: these ways adapt answers about whole samples. Remedy: leave `test_time` out.")
     kinds = corruptions_of(settings, unseen.prepared.contract)
     models = found_models(settings.models, root)
     inputs: dict[str, str | None] = {f"data/prepared/{settings.data}": unseen.prepared.digest}
@@ -252,18 +256,18 @@ def _answers(model: str, folders: list[Path], unseen: Unseen, parts: Mapping[str
         for view in views:
             source = Source(unseen.prepared, contract, domain_code(settings.domain),
                             unseen.rows[parts[view.source]], change=_change(view, unseen, kinds))
-            for way, answer in _ways(tuned, source, record, settings, device):
+            for way, answer in _ways(tuned, source, record, settings, device, truth_of(view, unseen, kinds)):
                 told.setdefault(way, {}).setdefault(view, []).append(answer)
             bar.update()
     bar.close()
     return {way: _together(temperatures, of_view, parts, len(unseen.rows)) for way, of_view in told.items()}
 
 
-def _ways(tuned: Tuned, source: Source, record: Mapping[str, Any], settings: ShiftRun,
-          device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
-    """As trained, and adapted in every way."""
-    logits = predict(tuned, source, settings.batch_size, device)
-    yield "", probabilities(logits, record["task"].kind, record["temperature"])
+def _ways(tuned: Tuned, source: Source, record: Mapping[str, Any], settings: ShiftRun, device: torch.device,
+          truth: Truth | None) -> Iterator[tuple[str, np.ndarray]]:
+    """As trained, and adapted in every way. `truth` says where a mask lies under damage that moves what it is of."""
+    yield "", answers(tuned, source, record["task"], settings.task, record["temperature"], device,
+                      settings.batch_size, truth)
 
     def samples(size: int) -> Iterator[Batch]:
         for first, last in batches_of(len(source.rows), size):
@@ -314,6 +318,20 @@ def _change(view: View, unseen: Unseen, kinds: Mapping[str, Corruption]) -> Any:
         return None
     keys = unseen.prepared.column("key")
     return partial(_damaged, kinds[view.damage.name], view.damage, unseen.prepared.contract, keys)
+
+
+def truth_of(view: View, unseen: Unseen, kinds: Mapping[str, Corruption]) -> Truth | None:
+    """Row -> the mask as damage moves it; None where it stays, and for other tasks."""
+    damage = view.damage
+    if damage is None or unseen.task.kind != "segmentation":
+        return None
+    keys, prepared, kind = unseen.prepared.column("key"), unseen.prepared, kinds[damage.name]
+
+    def moved(row: int) -> np.ndarray:
+        return mask_under(kind, prepared.values(row), true_mask(prepared, unseen.task_name, row), prepared.contract,
+                          damage.strength, chance_for(keys[row], damage.name))
+
+    return moved
 
 
 def _damaged(kind: Corruption, damage: Damage, contract: Contract, keys: list[str], row: int,

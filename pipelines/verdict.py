@@ -22,6 +22,7 @@ from pipelines.evaluate import Leak, groups_seen
 from pipelines.finetune import resolve_start
 from pipelines.scoring import metrics
 from pipelines.scoring.floor_features import FloorSettings
+from pipelines.scoring.floors import check_floor
 from pipelines.settings import build, plain
 from pipelines.tracking import tracking
 from pipelines.tracking.tracked_run import Run
@@ -107,7 +108,7 @@ class VerdictRun:
     floors: tuple[FloorSettings, ...] = ()
     """Simple models on all labels, so that a shortcut shows."""
     headline: str = ""
-    """The metric that counts; empty: auroc, or mae for regression."""
+    """The metric that counts; empty: auroc, mae for regression, dice for segmentation."""
     resamples: int = 1000
     """Resamples of test groups."""
     processes: int = 1
@@ -145,6 +146,8 @@ def run(name: str, settings: VerdictRun, root: Path, share: tuple[int, int] | No
         SettingsError, Leak, ContractMismatch, CheckpointError, TrainingFailed: each a sentence for the user.
     """
     prepared = open_prepared(root / "data/prepared" / settings.data)
+    for asked in settings.floors:
+        check_floor(asked, prepared.contract.tasks[settings.task].kind)
     runs = tunings(name, settings)
     whole = next(iter(runs.values()))
     starts = {arm: resolve_start(dataclasses.replace(whole, start=start), prepared.contract, root)

@@ -34,6 +34,7 @@ ADAPTED: dict[str, dict[str, Any]] = {
 SHOWN_ONLY = {f"pipelines/{name}.py" for name in (
     "cli", "tracking/tracking", "tracking/tracked_run", "tracking/lineage", "tracking/loggable", "tracking/spool",
     "tracking/mlflow_server", "report", "intake/contact_sheet", "scoring/evaluation_pictures",
+    "scoring/mask_pictures",
     "training/reconstruction", "training/estimate", "training/resources", "training/processes", "prediction/pyfunc")}
 """Left out of `deps` by name: command line, tracking and report change what is shown and never what is computed."""
 

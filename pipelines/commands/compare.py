@@ -19,7 +19,7 @@ from pipelines.scoring.uncertainty import Estimate
 from pipelines.settings import plain
 from pipelines.tracking import tracking
 
-PICTURES = ("arms.png", "roc.png", "predicted.png", "difference.png")
+PICTURES = ("masks.png", "arms.png", "roc.png", "predicted.png", "difference.png")
 """Which picture of a run is pointed to: the first that there is."""
 
 

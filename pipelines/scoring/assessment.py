@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from domains.sample import Task
 from domains.store import LEAKS, Prepared
+from pipelines.scoring import overlap
 from pipelines.scoring.evaluation_record import ArmResult, Cost, Evaluation, FloorResult
 from pipelines.scoring.floors import Floor
 from pipelines.scoring.metrics import Floats
@@ -56,7 +57,7 @@ class Arm:
     """What the seeds of one arm predict on the test rows."""
 
     predicted: Floats
-    """S n K: calibrated probabilities, or numbers."""
+    """S n K: calibrated probabilities, or numbers; of masks S n 3K counts of pixels (overlap.counts)."""
     temperatures: dict[str, float]
     """Seed -> temperature, in the order of `predicted`."""
     notes: tuple[str, ...] = ()
@@ -120,7 +121,18 @@ def _notes(first: Spread, unseen: Unseen, arms: Mapping[str, Arm]) -> list[str]:
     if first.absent:
         notes.append(f"{len(first.absent)} of {len(outputs)} outputs lack an outcome among the test rows and are left "
                      f"out of averages: {', '.join(outputs[k] for k in first.absent)}")
+    if unseen.task.kind == "segmentation":
+        notes.append(where_classes_are(unseen, next(iter(arms.values())).predicted[0]))
     return [*notes, *repeats(unseen), *(note for one in arms.values() for note in one.notes)]
+
+
+def where_classes_are(unseen: Unseen, counted: Floats) -> str:
+    """How many test samples hold each class: Dice knows no others."""
+    held, clear = overlap.holding(unseen.labels, counted)
+    groups = np.array(unseen.column("group"))
+    said = [f"{name} in {held[:, k].sum()} of {(held | clear)[:, k].sum()} test samples "
+            f"({len(set(groups[held[:, k]].tolist()))} groups)" for k, name in enumerate(unseen.task.outputs)]
+    return f"Dice is told of the samples that hold a class: {', '.join(said)}"
 
 
 def repeats(unseen: Unseen) -> list[str]:

@@ -1,4 +1,5 @@
-"""Pictures of an evaluation: scores and differences with intervals, ROC, reliability, or predicted over true numbers.
+"""Pictures of an evaluation: scores and differences with intervals, ROC, reliability, predicted over true numbers, or
+every sample's Dice.
 
 Legend: n test rows, S seeds, K outputs.
 """
@@ -13,7 +14,7 @@ import numpy as np
 from domains.sample import TaskKind
 from pipelines import report
 from pipelines.report import Row
-from pipelines.scoring import metrics
+from pipelines.scoring import metrics, overlap
 from pipelines.scoring.evaluation_record import Evaluation
 from pipelines.scoring.metrics import Bools, Floats
 from pipelines.scoring.uncertainty import Estimate
@@ -29,14 +30,17 @@ def draw(folder: Path, evaluation: Evaluation, labels: np.ndarray, predicted: Ma
 
     Args:
         labels: n 1 or n K, NaN unknown.
-        predicted: arm -> S n K.
+        predicted: arm -> S n K, of masks S n 3K.
     """
     title, unit = f"{evaluation.name}: {evaluation.task}", metrics.METRICS[evaluation.headline].title
     pictures = {"arms.png": lambda path: report.forest(path, score_rows(evaluation), unit, title)}
     if evaluation.paired:
         pictures["difference.png"] = lambda path: report.forest(
             path, difference_rows(evaluation), f"difference in {unit}", title, zero=True)
-    if evaluation.kind == "regression":
+    if evaluation.kind == "segmentation":
+        strips = {arm: overlap.sample_means(labels, p) for arm, p in predicted.items()}
+        pictures["samples.png"] = lambda path: report.strips(path, strips, "Dice of a sample", title)
+    elif evaluation.kind == "regression":
         clouds = {arm: _cloud(labels, p) for arm, p in predicted.items()}
         pictures["predicted.png"] = lambda path: report.scatter(path, clouds, ("true", "predicted"), title)
     else:

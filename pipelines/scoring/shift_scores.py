@@ -39,7 +39,7 @@ class Answers:
     temperatures: dict[str, float]
     """Seed -> temperature, in the order of S."""
     whole: Floats
-    """S n K, on the rows as they are."""
+    """S n K, on the rows as they are; of masks S n 3K."""
     damaged: Mapping[Damage, Floats]
     """S m K each, on the rows of the source that was trained on."""
 
@@ -70,7 +70,7 @@ class Line:
     losses: Mapping[Damage, Estimate]
     """Headline metric under damage minus without."""
     bins: Mapping[str, tuple[Floats, Floats, Floats]]
-    """Source -> mean confidence, share right, rows of each bin; empty for regression."""
+    """Source -> mean confidence, share right, rows of each bin; empty for regression and masks."""
 
     @property
     def name(self) -> str:
@@ -258,8 +258,8 @@ def compare(name: str, source: str, unseen: Unseen, parts: Mapping[str, np.ndarr
             gains={} if alone else {one: differences(own[one], spreads[against][one]) for one in parts},
             damaged={damage: estimates(each) for damage, each in damaged.items()},
             losses={damage: differences(each, own[source])[headline] for damage, each in damaged.items()},
-            bins={} if kind == "regression" else {one: reliability(kind, labels[part], told.whole[:, part])
-                                                  for one, part in parts.items()}))
+            bins={} if kind in ("regression", "segmentation") else {
+                one: reliability(kind, labels[part], told.whole[:, part]) for one, part in parts.items()}))
     return Shift(name=name, kind=unseen.prepared.contract.kind, headline=headline, source=source,
                  targets=tuple(one for one in parts if one != source),
                  num_rows={one: spreads[first][one].num_rows for one in parts},

@@ -25,17 +25,18 @@ from domains.publish import folder_in_the_making, write_bytes, write_text
 from domains.store import Prepared
 from pipelines import finetune
 from pipelines.finetune import build_augment
-from pipelines.scoring.temperature import probabilities
+from pipelines.scoring.answers import answers
 from pipelines.scoring.uncertainty import group_folds
 from pipelines.settings import fingerprint
 from pipelines.tracking.tracked_run import Run
 from pipelines.training.batches import Source, domain_code
 from pipelines.training.finetune_settings import FinetuneRun
-from pipelines.training.label_budget import labelled_rows, within_budget
+from pipelines.training.label_budget import labelled_rows, what_rows_hold, within_budget
 from pipelines.training.resume import REPOSITORY, Work, hash_of_sources
 from pipelines.training.training import device_of
+from pipelines.training.true_masks import with_masks
 from pipelines.weights.starts import Start
-from pipelines.weights.tuned_checkpoints import load_tuned, predict
+from pipelines.weights.tuned_checkpoints import load_tuned
 
 SCRATCH, LONGER = "scratch", "scratch, longer"
 """The arms that begin with random weights; the second trains for longer."""
@@ -79,7 +80,7 @@ class Told:
     """A finished cell."""
 
     predicted: np.ndarray
-    """n K: calibrated probabilities, or numbers."""
+    """n K: calibrated probabilities, or numbers; of masks n 3K counts of pixels."""
     numbers: dict[str, Any]
     """val_loss, learning_rate, steps, seconds, trained, weights, groups, rows."""
 
@@ -119,7 +120,7 @@ def _folded(cell: Cell, prepared: Prepared) -> tuple[np.ndarray, list[np.ndarray
     """All labelled rows, and the rows of each fold that the cell's seed draws; ascending."""
     rows = all_labelled(prepared, cell.run.task)
     column = prepared.column("group")
-    held = group_folds([str(column[row]) for row in rows], prepared.labels(cell.run.task)[rows], cell.folds, 1,
+    held = group_folds([str(column[row]) for row in rows], what_rows_hold(prepared, cell.run.task, rows), cell.folds, 1,
                        cell.seed)
     return rows, [np.sort(rows[one]) for one in held]
 
@@ -131,7 +132,8 @@ def all_labelled(prepared: Prepared, task: str) -> np.ndarray:
 
 CODE = ("training/bad_steps", "training/batches", "verdicts/cells", "weights/checkpoints", "finetune",
         "training/finetune_settings", "training/label_budget", "training/memory_bank", "training/optimisers",
-        "training/probes", "training/schedule", "weights/starts", "scoring/temperature", "training/training",
+        "training/probes", "training/schedule", "weights/starts", "scoring/answers", "scoring/overlap",
+        "scoring/temperature", "prediction/segmenting", "training/crops", "training/true_masks", "training/training",
         "training/training_module", "weights/tuned_checkpoints")
 """Modules of pipelines/ that decide what a cell says, beside models/ and the domain's loading."""
 
@@ -173,7 +175,8 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
     labels = prepared.labels(run.task)
     train, val, test = rows_of(cell, prepared)
     code = domain_code(run.domain)
-    sources = tuple(Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
+    sources = tuple(with_masks(Source(prepared, start.contract, code, rows, labels), run.task, run.around_classes)
+                    for rows in (train, val))
     work = Work(folder.with_name(f"{folder.name}.work"), "", "", False, False)
     work.folder.mkdir(parents=True, exist_ok=True)
     silent = Run({"key": ""}, work.folder, None, silent=True)
@@ -181,8 +184,10 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
                              work, silent) for rate in finetune.rates_of(run)]
     best = min(trials, key=lambda trial: trial.val_loss)
     model, contract, record = load_tuned(best.folder / "model")
-    logits = predict(model, Source(prepared, contract, code, test), device=device_of(run.machine))
-    predicted = np.asarray(probabilities(logits, task.kind, record["temperature"]), dtype=np.float32)
+    predicted = answers(model, Source(prepared, contract, code, test), task, run.task, record["temperature"],
+                        device_of(run.machine))
+    # Counts of pixels must stay whole numbers, also of large volumes.
+    predicted = predicted.astype(np.float64 if task.kind == "segmentation" else np.float32)
     groups = prepared.column("group")
     numbers = {"val_loss": best.val_loss, "learning_rate": best.learning_rate,
                "steps": sum(trial.steps for trial in trials), "seconds": sum(trial.seconds for trial in trials),

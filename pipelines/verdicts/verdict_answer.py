@@ -114,7 +114,7 @@ def joined(own: Mapping[Cell, Told], settings: VerdictRun, prepared: Prepared, t
     for seed in settings.seeds:
         parts = [(np.searchsorted(tested.rows, tested_rows(cell, prepared)), one.predicted)
                  for cell, one in own.items() if cell.seed == seed]
-        whole.append(np.zeros((len(tested.rows), parts[0][1].shape[1]), np.float32))
+        whole.append(np.zeros((len(tested.rows), parts[0][1].shape[1]), parts[0][1].dtype))
         for at, predicted in parts:
             whole[-1][at] = predicted
     return np.stack(whole)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 
 from domains.contract import Channel, Contract
-from domains.medical.picture import UNKNOWN_RGB, picture
+from domains.medical.picture import UNKNOWN_RGB, picture, plane, section
 
 FILM = Contract(domain="medical", kind="xray", channels=(Channel("grey", "grey 0-255", low=1, high=255),),
                 dtype="uint8", size=(6, 9), unknown=0.0)
@@ -60,3 +60,13 @@ def test_pictures_are_deterministic_and_survive_volumes_without_data() -> None:
     first = picture(volume, CT)
     assert np.array_equal(first, picture(volume, CT))
     assert (first[:, :8].reshape(-1, 3) == UNKNOWN_RGB).all(1).any()
+
+
+def test_a_mask_and_the_section_that_it_lies_on_are_turned_and_stretched_alike() -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random((5, 20, 14)) < 0.3
+    volume = np.where(mask, 1000, -1000).astype(np.int16)[None]
+    for axis, index in ((0, 3), (1, 11), (2, 2)):
+        shown = section(volume, CT, axis, index)
+        assert np.array_equal(shown[..., 0] == 255, plane(mask, CT, axis, index))
+    assert section(volume, CT, 1, 11).shape == (15, 14, 3), "three rows of pixels per 3 mm voxel"
