@@ -21,7 +21,7 @@ COLOUR_TOLERANCE = 12
 """Levels of 255 by which the channels of a grey picture may differ: JPEG rounds colour and brightness apart."""
 MOST_COUNTED = 2**16
 """Different whole numbers that are counted rather than ordered."""
-COUNTED_AT_ONCE = 2**20
+COUNTED_AT_ONCE = 2**18
 """Values, which take a dozen bytes each meanwhile."""
 MOST_COLOURED = 0.001
 """Share of a film's pixels that may be coloured: a mark that somebody drew."""
@@ -52,10 +52,9 @@ def _by_counting(values: np.ndarray, percentiles: tuple[float, float]) -> list[f
     counts = np.zeros(int(high - low) + 1, np.int64)
     for begin in range(0, len(values), COUNTED_AT_ONCE):
         some = values[begin:begin + COUNTED_AT_ONCE]
-        whole = some.astype(np.int32)
-        if not np.array_equal(whole, some):
+        if not np.array_equal(np.trunc(some), some):
             return None
-        counts += np.bincount(whole - int(low), minlength=len(counts))
+        counts += np.bincount((some - low).astype(np.intp), minlength=len(counts))
     reached = np.cumsum(counts)
     found = []
     for percentile in percentiles:
