@@ -53,11 +53,21 @@ def test_boxes_of_a_large_film_are_in_its_own_pixels() -> None:
     assert found(small, line) and top >= 8 * line[0] - 16 and bottom <= 8 * line[2] + 16 and left >= 8 * line[1] - 16
 
 
+@pytest.mark.parametrize("shape", [(11, 40), (40, 11), (23, 24)])
+def test_the_extreme_over_squares_is_that_of_every_pixels_square(shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    for size in (5, 7, 11):
+        padded = np.pad(values, size // 2, mode="edge")
+        squares = np.lib.stride_tricks.sliding_window_view(padded, (size, size))
+        assert np.array_equal(burned_in._spread_out(values, size, np.minimum), squares.min(axis=(2, 3)))
+        assert np.array_equal(burned_in._spread_out(values, size, np.maximum), squares.max(axis=(2, 3)))
+
+
 def test_strokes_are_joined_as_a_flood_would() -> None:
     rng = np.random.default_rng(0)
     for share in (0.02, 0.05, 0.1):
         strokes = rng.random((40, 50)) < share
-        marks = burned_in._marks(strokes, np.full(strokes.shape, 200, np.uint8))
+        marks = burned_in._marks(np.flatnonzero(strokes), np.full(strokes.shape, 200, np.uint8))
         assert sorted(zip(marks.area.tolist(), marks.top.tolist(), marks.left.tolist(), strict=True)) == flood(strokes)
 
 
