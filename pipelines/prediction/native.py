@@ -141,8 +141,11 @@ class Native:
 
     def _batch(self, pieces: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
         """Fetched pieces on the device, normalised."""
-        pair: tuple[Tensor, Tensor | None] = self.code.dataset.normalise(
-            torch.from_numpy(np.stack(pieces)).to(self.device), self.contract)
+        return self.normalise(torch.from_numpy(np.stack(pieces)).to(self.device))
+
+    def normalise(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Raw values on the device -> (x, known)."""
+        pair: tuple[Tensor, Tensor | None] = self.code.dataset.normalise(raw, self.contract)
         return pair
 
     def _parts(self, rows: Sequence[ManifestRow], call: Callable[[Tensor, Tensor | None], Tensor], limits: Limits,

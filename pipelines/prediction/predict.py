@@ -25,6 +25,7 @@ from domains.publish import write_text
 from domains.quarantine import Limits
 from domains.sample import ManifestRow, Task
 from domains.worker import hash_of
+from pipelines.prediction import masks
 from pipelines.prediction.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
 from pipelines.prediction.test_time import way_of
 
@@ -57,6 +58,9 @@ def predict(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str
             that cannot be used does not raise.
     """
     native = open_checkpoint(checkpoint, device, edits=edits)
+    if _of_masks(native):
+        raise ValueError(f"{checkpoint}: found a model of masks, whose answers are files. Use predict_to_folder, or "
+                         "`lacuna predict --out DIR`.")
     rows = rows_of(inputs, native, source)
     return _together(native, rows, test_time, limits) if test_time else list(_results(native, rows, limits))
 
@@ -70,8 +74,11 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
     rows = rows_of(inputs, native, source)
     out.mkdir(parents=True, exist_ok=True)
     before = _read_journal(out / JOURNAL)
-    skipped, todo = ({}, rows) if test_time else _split(rows, before, native)
-    told = iter(_together(native, rows, test_time, limits)) if test_time else _results(native, todo, limits)
+    skipped, todo = ({}, rows) if test_time else _split(rows, before, native, out)
+    if _of_masks(native):
+        told = _masks(native, todo, before, limits, out, test_time)
+    else:
+        told = iter(_together(native, rows, test_time, limits)) if test_time else _results(native, todo, limits)
     results = dict(before)
     try:
         with (out / JOURNAL).open("a", encoding="utf-8") as journal:
@@ -93,6 +100,8 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
     if test_time and len(refused) < len(rows):
         print(f"  {next(results[row.key] for row in rows if results[row.key]['status'] == DONE)['test_time']}")
     print(f"  {out / TABLE}\n  {out / RECORDS}")
+    if _of_masks(native):
+        print(f"  {out / masks.TABLE}\n  {out / masks.FOLDER}")
     return 2 if refused and len(refused) == len(rows) else 0
 
 
@@ -125,6 +134,22 @@ def _results(native: Native, rows: Sequence[ManifestRow], limits: Limits | None)
     return (result_of(read, native) for read in native.read(rows, native.answer, limits))
 
 
+def _of_masks(native: Native) -> bool:
+    task: Task = native.record["task"]
+    return task.kind == "segmentation"
+
+
+def _masks(native: Native, rows: Sequence[ManifestRow], before: dict[str, dict[str, Any]], limits: Limits | None,
+           out: Path, test_time: str) -> Iterator[dict[str, Any]]:
+    """Masks of native files, written as they come."""
+    if test_time:
+        raise ValueError(f"test_time: found {test_time} for a model of masks, expected none: what it adapts by is the "
+                         "answer to a whole file. Leave it out.")
+    taken = {result["mask"]: path for path, result in before.items() if "mask" in result}
+    names = masks.names_for(rows, taken)
+    return masks.written(masks.masks(native, rows, masks.segment_of(native), limits), native, out, names)
+
+
 def _together(native: Native, rows: Sequence[ManifestRow], test_time: str,
               limits: Limits | None) -> list[dict[str, Any]]:
     """One answer per file, each of which says that it depends on the others; told apart from what a file gets alone or
@@ -138,15 +163,18 @@ def _together(native: Native, rows: Sequence[ManifestRow], test_time: str,
     return [result_of(read, told) | ({} if read.reason else {"test_time": note}) for read in reads]
 
 
-def _split(rows: Sequence[ManifestRow], before: dict[str, dict[str, Any]],
-           native: Native) -> tuple[dict[str, dict[str, Any]], list[ManifestRow]]:
-    """What was done before by this checkpoint on these bytes (under whichever name), and what is to be done. A file
-    that was refused is tried again."""
-    known = {result["sha256"]: result for result in before.values()
-             if result["status"] == DONE and result["checkpoint"] == native.identity}
+def _split(rows: Sequence[ManifestRow], before: dict[str, dict[str, Any]], native: Native,
+           out: Path) -> tuple[dict[str, dict[str, Any]], list[ManifestRow]]:
+    """What was done before by this checkpoint on these bytes (under whichever name, unless a mask lies there under
+    it), and what is to be done. A file that was refused is tried again."""
+    done = [result for result in before.values()
+            if result["status"] == DONE and result["checkpoint"] == native.identity]
+    known = {(result["sha256"], result["path"] if "mask" in result else ""): result for result in done
+             if "mask" not in result or (out / result["mask"]).is_file()}
     skipped, todo = {}, []
     for row in rows:
-        earlier = known.get(_hash(row.path)) if known else None
+        digest = _hash(row.path) if known else ""
+        earlier = known.get((digest, "")) or known.get((digest, row.key))
         if earlier is None:
             todo.append(row)
         else:
@@ -189,4 +217,6 @@ def _publish(results: Sequence[dict[str, Any]], out: Path) -> None:
                          result["reason"], result["sha256"], result["checkpoint"][:16],
                          *(result.get(name, "") for name in adapted)])
     write_text(out / TABLE, text.getvalue())
+    if any("mask" in result for result in results):
+        masks.publish(results, out)
     write_text(out / RECORDS, json.dumps(list(results), indent=1) + "\n")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from domains.contract import Contract
 from models.heads.tuned import Tuned
-from pipelines.training.batches import Source
+from pipelines.training.batches import DomainCode, Source
 
 AT_ONCE = 8
 """Windows that go through the model together."""
@@ -23,6 +25,21 @@ SHARPNESS = 8
 (Isensee et al. 2021), since a model knows least of what surrounds an edge."""
 LEAST = 1e-3
 """Of the weight at the middle, so that a corner that a single window covers keeps its answer."""
+
+
+class Sight(Protocol):
+    """What tells how stored values are shown to a model: a `Source`, or a checkpoint that is ready for files."""
+
+    @property
+    def contract(self) -> Contract:
+        """With the statistics to normalise by."""
+
+    @property
+    def code(self) -> DomainCode:
+        """The domain's loader."""
+
+    def normalise(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Raw values on the device -> (x, known)."""
 
 
 @torch.no_grad()
@@ -46,7 +63,7 @@ def segment(model: Tuned, source: Source, row: int, device: torch.device) -> np.
 
 
 @torch.no_grad()
-def segment_values(model: Tuned, source: Source, values: np.ndarray, device: torch.device) -> np.ndarray:
+def segment_values(model: Tuned, source: Sight, values: np.ndarray, device: torch.device) -> np.ndarray:
     """`segment` of stored values C (D) H W."""
     size, spatial = source.contract.size, values.shape[1:]
     weight = _bell(size, device)
