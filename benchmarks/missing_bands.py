@@ -32,7 +32,7 @@ from pipelines.training.batches import Source, domain_code
 from pipelines.verdicts.label_efficiency import Curve
 
 TASK = "small_parcels"
-STEPS, BATCH, RATE = 300, 32, 1e-3
+STEPS, BATCH, RATE = 200, 32, 1e-3
 WAYS = tuple(itertools.product(("grid", "bands"), (False, True)))
 """(kind of token, whether bands are sampled)"""
 
