@@ -31,7 +31,7 @@ from pipelines.settings import build
 from pipelines.training.batches import Source, domain_code
 from pipelines.verdicts.label_efficiency import Curve
 
-STEPS, BATCH, RATE = 200, 32, 2e-3
+STEPS, BATCH, RATE = 100, 32, 2e-3
 WAYS = ("as it is", "centres alone", "encoder alone", "neither")
 
 
