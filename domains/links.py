@@ -30,8 +30,9 @@ def refuse_leading_out(paths: Iterable[Path], within: Path | None) -> None:
     inside = os.path.realpath(within)
     leading_out = sum(not _lies_in(os.path.realpath(link), inside) for link in links)
     if leading_out:
-        raise Refused(f"links: found {leading_out} that lead out of files.folder, expected none. Remedy: put the files "
-                      "themselves there; for links that you trust set files.follow_links: true.")
+        raise Refused(f"links: found {leading_out} that lead out of files.folder, or of the folder that was named, "
+                      "expected none. Remedy: put the files themselves there; for links that you trust set "
+                      "files.follow_links: true, or name the files.")
 
 
 def _links(path: Path) -> Iterable[str]:

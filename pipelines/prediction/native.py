@@ -305,9 +305,9 @@ def rows_of(inputs: Sequence[str | Path], native: Native, source: str = "") -> l
         if path.suffix.lower() == ".csv":
             found = _from_manifest(path, source)
         elif path.is_dir() and not _is_one_sample(path, native):
-            found = [row_of(file, source) for file in _below(path, native)]
+            found = [row_of(file, source, within=path.absolute()) for file in _below(path, native, path.resolve())]
         else:
-            found = [row_of(path, source)]
+            found = [row_of(path, source, within=path.absolute() if path.is_dir() else None)]
         rows.update({row.path: row for row in found})
     if not rows:
         kinds = ", ".join(ending or "(no ending)" for ending in native.ingest.suffixes(native.reader.settings))
@@ -316,10 +316,10 @@ def rows_of(inputs: Sequence[str | Path], native: Native, source: str = "") -> l
     return list(rows.values())
 
 
-def row_of(path: Path, source: str, columns: dict[str, str] | None = None) -> ManifestRow:
-    """A file as the readers take it; it is called what the user called it."""
+def row_of(path: Path, source: str, columns: dict[str, str] | None = None, within: Path | None = None) -> ManifestRow:
+    """A file as the readers take it; it is called what the user called it. Links beside it may not leave `within`."""
     return ManifestRow(path=path.absolute(), key=path.as_posix(), group="", split="", source=source,
-                       columns=columns or {})
+                       columns=columns or {}, within=within)
 
 
 def _from_manifest(path: Path, source: str) -> list[ManifestRow]:
@@ -337,16 +337,18 @@ def _from_manifest(path: Path, source: str) -> list[ManifestRow]:
             for row, mask in zip(rows, masks, strict=True)]
 
 
-def _below(folder: Path, native: Native) -> Iterator[Path]:
+def _below(folder: Path, native: Native, top: Path) -> Iterator[Path]:
     """What lies below a folder, in an order that does not depend on the disk; a folder that is one sample counts as
-    one."""
+    one. Links to folders are not gone into: what they lead to lies here anyway, or is refused by the link's name."""
     endings = tuple(ending for ending in native.ingest.suffixes(native.reader.settings) if ending not in ("", "/"))
     bare = "" in native.ingest.suffixes(native.reader.settings) and native.contract.domain == "medical"
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
-            yield from [path] if _is_one_sample(path, native) else _below(path, native)
+        if path.is_dir() and path.is_symlink():
+            yield from [] if path.resolve().is_relative_to(top) else [path]
+        elif path.is_dir():
+            yield from [path] if _is_one_sample(path, native) else _below(path, native, top)
         elif path.name.lower().endswith(endings) or (bare and _ending(path) == ""):
             yield path
 

@@ -52,6 +52,26 @@ def xray(tmp_path: Path) -> tuple[list[Path], Path]:
     return files, tmp_path / "checkpoint"
 
 
+def test_links_out_of_a_named_folder_are_not_followed_and_a_link_that_is_named_is(
+        xray: tuple[list[Path], Path], tmp_path: Path) -> None:
+    files, checkpoint = xray
+    named, elsewhere = tmp_path / "named", tmp_path / "elsewhere"
+    (named / "sub").mkdir(parents=True)
+    elsewhere.mkdir()
+    files[0].rename(named / "sub/own.png")
+    files[1].rename(elsewhere / "secret.png")
+    (named / "link.png").symlink_to(elsewhere / "secret.png")
+    (named / "inside.png").symlink_to("sub/own.png")
+    (named / "sub/out").symlink_to(elsewhere)
+    (named / "sub/round").symlink_to(named)
+    found = {Path(result["path"]).relative_to(tmp_path).as_posix(): result.get("reason", "")
+             for result in prediction.predict(checkpoint, [named, named / "sub/../link.png"], limits=ONE)}
+    refused = {path for path, reason in found.items() if reason}
+    assert refused == {"named/link.png", "named/sub/out"}
+    assert all(found[path].startswith("links: found 1 that lead out of") for path in refused)
+    assert found.keys() - refused == {"named/inside.png", "named/sub/own.png", "named/sub/../link.png"}
+
+
 def test_merged_tokens_and_other_patch_sizes_give_other_answers_which_are_told_apart(
         xray: tuple[list[Path], Path], tmp_path: Path) -> None:
     files, checkpoint = xray
