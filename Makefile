@@ -44,7 +44,7 @@ check: setup   ## ruff and mypy
 # One thread each: what else the machine does then disturbs least, and seconds are the processor's own.
 bench bench-gpu: export OMP_NUM_THREADS ?= 1
 
-bench: setup   ## speed on this machine: tables, and reports/bench/*.json; some 20 minutes, more with a GPU
+bench: setup   ## speed on this machine: tables, and reports/bench/*.json; some 10 minutes, more with a GPU
 	python -m benchmarks.mae_step
 	python -m benchmarks.reading
 	python -m benchmarks.ingest_rate

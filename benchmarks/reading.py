@@ -50,7 +50,7 @@ class Kind:
 KINDS = (
     Kind("X-ray 224", "medical", "xray", (1, 224, 224), (224, 224), "uint8", 1024, 256, bar=20_000),
     Kind("X-ray 256, crops of 224", "medical", "xray", (1, 256, 256), (224, 224), "uint8", 1024, 256),
-    Kind("CT 160^3, crops of 96^3", "medical", "ct", (1, 160, 160, 160), (96, 96, 96), "int16", 8, 8),
+    Kind("CT 160^3, crops of 96^3", "medical", "ct", (1, 160, 160, 160), (96, 96, 96), "int16", 32, 8),
     Kind("Sentinel-2, 12 bands of 120", "satellite", "multispectral", (12, 120, 120), (120, 120), "uint16", 256, 64),
     Kind("points, 1,024 of 8,192", "pointcloud", "points", (8192, 3), (1024,), "float16", 1024, 128),
 )
