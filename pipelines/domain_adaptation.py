@@ -22,13 +22,14 @@ from domains.publish import folder_in_the_making, write_text
 from domains.store import open_prepared
 from models.encoder.chance import Chance
 from models.heads.predict_sample import SampleHead
+from models.heads.segment_grid import SegmentHead
 from models.heads.task_loss import Imbalance
 from models.heads.tuned import Tuned
 from models.objectives.domain_adversarial import DomainAdversarial, DomainAdversary
+from models.objectives.masked_representation import MaskedRepresentation, MaskedRepresentations
 from models.objectives.self_training import PseudoLabels, SelfTraining
 from pipelines import report
-from pipelines.finetune import build_model, validation_loss
-from pipelines.scoring.temperature import fit_temperature
+from pipelines.finetune import build_model, temperature_of, validation_loss
 from pipelines.settings import build, plain
 from pipelines.tracking import lineage, tracking
 from pipelines.training.batches import Batch, domain_code, in_order
@@ -39,9 +40,10 @@ from pipelines.training.training import Job, Machine, Optimisation, device_of, f
 from pipelines.training.two_domains import TwoDomains, groups_seen_by, two_domains, views_of_target
 from pipelines.weights import checkpoints
 from pipelines.weights.starts import Start, resolve
-from pipelines.weights.tuned_checkpoints import predict, save_tuned
+from pipelines.weights.tuned_checkpoints import save_tuned
 
 Arm = Literal["source_only", "adapted"]
+Method = DomainAdversarial | SelfTraining | MaskedRepresentation
 MUCH = 1.25
 """Times the loss of the source alone, on the source, from which on the user is told."""
 SHOWN = 300
@@ -62,16 +64,16 @@ class DomainAdaptationRun:
     """Which task of `labelled`."""
     start: str
     """Checkpoint folder to begin from: ours or imported, never `scratch`."""
-    method: DomainAdversarial | SelfTraining
-    """domain_adversarial or averaged_teacher."""
+    method: Method
+    """domain_adversarial or averaged_teacher for labels of whole samples, masked_representation for masks."""
     labelled_sources: tuple[str, ...] = ()
     """Values of the column `source` whose labels are learnt from; empty: all of `labelled`."""
     target_sources: tuple[str, ...] = ()
     """Values of the column `source` that are the target; empty: all of `data`."""
     arms: tuple[Arm, ...] = ("source_only", "adapted")
     """What is trained and compared."""
-    head: SampleHead = field(default_factory=SampleHead)
-    """What turns features into predictions."""
+    head: SampleHead | SegmentHead = field(default_factory=SampleHead)
+    """What turns features into predictions; of masks a head of kind segment."""
     drop_path: float = 0.0
     """Stochastic depth."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -95,6 +97,11 @@ class DomainAdaptationRun:
                              "is to be adapted must be there. `lacuna finetune` trains from random weights.")
         if not self.seeds or not self.arms:
             raise ValueError("seeds and arms need at least one entry each.")
+        masks = isinstance(self.head, SegmentHead)
+        if masks != isinstance(self.method, MaskedRepresentation):
+            raise ValueError(f"method: found {self.method.kind} with head {self.head.kind}, expected "
+                             f"{'masked_representation' if masks else 'another method'}: it takes masks, the others "
+                             "labels of whole samples. Change one of the two.")
         shared = sorted(set(self.labelled_sources) & set(self.target_sources))
         if self.labelled == self.data and (not self.labelled_sources or not self.target_sources or shared):
             raise ValueError(f"labelled_sources and target_sources: found {list(self.labelled_sources)} and "
@@ -107,16 +114,18 @@ class DomainAdaptationRun:
 class Adapting(nn.Module):
     """What is trained: a model, and what the method needs beside it."""
 
-    def __init__(self, tuned: Tuned, method: DomainAdversarial | SelfTraining | None) -> None:
+    def __init__(self, tuned: Tuned, method: Method | None) -> None:
         super().__init__()
         self.tuned = tuned
-        self.beside: DomainAdversary | PseudoLabels | None = None
+        self.beside: DomainAdversary | PseudoLabels | MaskedRepresentations | None = None
         match method:
             case DomainAdversarial():
                 pooled = tuned.encoder.width * (2 if tuned.head.settings.pool.endswith("_max") else 1)  # type: ignore[union-attr]
                 self.beside = DomainAdversary(method, pooled)
             case SelfTraining():
                 self.beside = PseudoLabels(method, tuned)
+            case MaskedRepresentation():
+                self.beside = MaskedRepresentations(method, tuned)
 
     def after_step(self, share: float) -> None:
         """What follows the model after an update; share: of the steps that is done."""
@@ -128,7 +137,7 @@ class Adapting(nn.Module):
     @property
     def result(self) -> Tuned:
         """The model to keep: the averaged one where there is one."""
-        return self.beside.model if isinstance(self.beside, PseudoLabels) else self.tuned
+        return self.beside.model if isinstance(self.beside, PseudoLabels | MaskedRepresentations) else self.tuned
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,10 @@ def run(name: str, settings: DomainAdaptationRun, root: Path,
     data, said = two_domains(labelled, target, start, settings.domain, settings.task,
                              names=(settings.labelled, settings.data),
                              sources=(settings.labelled_sources, settings.target_sources))
+    masks = data.task.kind == "segmentation"
+    if masks != isinstance(settings.head, SegmentHead):
+        raise ValueError(f"head: found {settings.head.kind} for {settings.task}, a {data.task.kind} task, expected "
+                         f"{'segment, with method masked_representation' if masks else 'sample'}.")
     for sentence in (*(f"start: {one}" for one in start.said), *(f"target: {one}" for one in said)):
         print(sentence)
     augment, weak = views(name, settings)
@@ -214,7 +227,7 @@ def train_one(name: str, settings: DomainAdaptationRun, arm: str, seed: int, sta
         return Trained(**json.loads((folder / "trained.json").read_text()))
     tuned = build_model(start, settings.head, data.task, seed)
     tuned.loss.label_smoothing = settings.label_smoothing
-    assert data.train.labels is not None and data.val.labels is not None
+    assert data.train.labels is not None
     tuned.loss.fit(torch.from_numpy(data.train.labels[data.train.rows]), settings.imbalance)
     model = Adapting(tuned, settings.method if arm == "adapted" else None)
     began = time.monotonic()
@@ -223,7 +236,7 @@ def train_one(name: str, settings: DomainAdaptationRun, arm: str, seed: int, sta
     device = device_of(settings.machine)
     result = model.to(device).eval().result
     loss = validation_loss(result, data.val, device)
-    fitted = fit_temperature(predict(result, data.val, device=device), data.val.labels[data.val.rows], data.task.kind)
+    fitted = temperature_of(result, data.val, data.task, device)
     done = Trained(arm, seed, loss, settings.optimisation.steps, seconds,
                    sum(weight.numel() for weight in result.parameters()), model.beside.shown() if model.beside else {})
     if follows():
@@ -273,6 +286,8 @@ def _train(name: str, settings: DomainAdaptationRun, model: Adapting, arm: str, 
     history: list[dict[str, float]] = []
 
     def losses(batch: Batch, chance: Chance) -> dict[str, Tensor]:
+        if batch.target is not None:
+            return _of_masks(model, batch, data, augments, chance)
         pooled, said = both(model.tuned, batch.x, batch.known)
         own = {"task": model.tuned.loss(said, batch.labels)}
         if model.beside is None:
@@ -303,6 +318,17 @@ def _train(name: str, settings: DomainAdaptationRun, model: Adapting, arm: str, 
             report.write_csv(work.folder / f"skipped-{arm}-seed{seed}.csv", [
                 {"arm": arm, "seed": seed, **one.line()} for one in job.skips])
     return history
+
+
+def _of_masks(model: Adapting, batch: Batch, data: TwoDomains, augments: tuple[Any, Any],
+              chance: Chance) -> dict[str, Tensor]:
+    """The losses of a task of masks."""
+    own = {"task": model.tuned.mistakes(batch.x, batch.known, batch.labels, batch.target)}
+    if model.beside is None:
+        return own
+    assert isinstance(model.beside, MaskedRepresentations)
+    seen, _ = views_of_target(data, *augments, chance, batch.x.device)
+    return {**own, "target": model.beside(model.tuned, *seen, chance)}
 
 
 def both(model: Tuned, x: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:

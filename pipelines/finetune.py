@@ -202,7 +202,7 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     device = device_of(settings.machine)
     model.to(device).eval()
     loss = validation_loss(model, val, device)
-    fitted = _temperature(model, val, task, device)
+    fitted = temperature_of(model, val, task, device)
     if follows():
         return Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
     with folder_in_the_making(folder) as making:
@@ -226,7 +226,8 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     return done
 
 
-def _temperature(model: Tuned, val: Source, task: Task, device: torch.device) -> Temperature:
+def temperature_of(model: Tuned, val: Source, task: Task, device: torch.device) -> Temperature:
+    """Fitted on validation rows; 1 for masks."""
     if task.kind == "segmentation":
         return Temperature(1.0, None, None, 0, "probabilities of pixels are as trained: no temperature is fitted")
     assert val.labels is not None

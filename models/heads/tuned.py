@@ -102,7 +102,7 @@ class Tuned(nn.Module):
     def predict(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """-> B O: logits, or standardised numbers for regression: what the loss compares. Of masks as `forward`."""
         patches = self.encoder.tokenizer.patchify(x, known)
-        return self._answer(self._encode(patches), patches, x)
+        return self._answer(self.encode(patches), patches, x)
 
     def mistakes(self, x: Tensor, known: Tensor | None, labels: Tensor, target: Tensor | None = None) -> Tensor:
         """How wrong the prediction is: a scalar. target: the true classes B (D) H W, of masks."""
@@ -117,10 +117,11 @@ class Tuned(nn.Module):
     def predict_with_features(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> B O as `predict`, B E as `features`, from one pass through the encoder."""
         patches = self.encoder.tokenizer.patchify(x, known)
-        features = self._encode(patches)
+        features = self.encode(patches)
         return self._answer(features, patches, x), self.head.pool(features)
 
-    def _encode(self, patches: Patches) -> Features:
+    def encode(self, patches: Patches) -> Features:
+        """With the blocks that the head taps."""
         taps = getattr(self.head, "taps", ())
         features: Features = self.encoder(patches, layers=taps) if taps else self.encoder(patches)
         return features

@@ -19,6 +19,7 @@ from models.encoder.chance import Chance
 from pipelines.training.batches import Source, domain_code
 from pipelines.training.label_budget import labelled_rows
 from pipelines.training.pool import group_hashes, pool_rows
+from pipelines.training.true_masks import with_masks
 from pipelines.weights.starts import Start
 
 _BESIDE = 71  # branch of chance: the target's share of a batch; streams within it:
@@ -71,7 +72,8 @@ def two_domains(labelled: Prepared, target: Prepared, start: Start, domain: str,
                          f"{', '.join(sources[1]) or 'any source'}, expected some. Look at `lacuna describe` for how "
                          "many rows each split and source has.")
     own, other = start.contract, adopt(target.contract, start.contract)
-    return TwoDomains(Source(labelled, own, code, train, labels), Source(labelled, own, code, val, labels),
+    return TwoDomains(with_masks(Source(labelled, own, code, train, labels), task),
+                      with_masks(Source(labelled, own, code, val, labels), task),
                       Source(target, other, code, pool), labelled.contract.tasks[task]), said
 
 
