@@ -105,7 +105,8 @@ def _folder_options(sub: argparse.ArgumentParser) -> None:
     own.add_argument("--labels", type=Path, help="CSV manifest: path, group, optional split, source, label columns")
     own.add_argument("--label", action="append", default=[], metavar="COLUMN",
                      help="label column; several for multi-label (default: `label`)")
-    own.add_argument("--task", choices=["single_label", "multi_label", "regression"], help="default: by the columns")
+    own.add_argument("--task", choices=["single_label", "multi_label", "regression", "segmentation"],
+                     help="default: by the columns; masks where these are all that is there")
     own.add_argument("--kind", choices=["xray", "ct"], help="medical only; default: by the files")
     own.add_argument("--start", default=None, help="checkpoint folder, or scratch (the default)")
     own.add_argument("--protocol", choices=["full", "linear", "knn"], default="full", help="what is trained")

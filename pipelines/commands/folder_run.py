@@ -1,4 +1,5 @@
 """`lacuna finetune medical|satellite|pointcloud --data DIR --labels CSV`: from somebody's own folder to a scored model.
+Where the folder holds masks and no labels are named, masks are what is learnt.
 
 The same settings objects are built as params.yaml would build, and the same stages are called; what was built is
 printed and saved, so that it can be pasted into params.yaml.
@@ -16,7 +17,8 @@ import yaml
 
 from domains.publish import write_text
 from pipelines import evaluate, finetune, ingest
-from pipelines.commands.init import READ, look
+from pipelines.commands.init import READ, Layout, look, table_of
+from pipelines.commands.mask_classes import numbers_in_masks, task_of
 from pipelines.settings import SettingsError, build, changes_of
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.weights.checkpoints import SCRATCH, is_scratch, read_record
@@ -33,6 +35,10 @@ AUGMENT: dict[str, dict[str, Any]] = {
     "xray": {"crop_scale": [0.8, 1.0]}, "ct": {"intensity_scale": 0.1, "intensity_shift": 0.1},
     "multispectral": {}, "points": {}}
 KINDS = {"medical": ("xray", "ct"), "satellite": ("multispectral",), "pointcloud": ("points",)}
+MASKS = "mask_path"
+"""The manifest's column of masks."""
+OF_INGEST = ("read", "files", "splits", "bad_files", "tasks")
+"""Settings that belong to the ingest run."""
 MOST_CLASSES = 50
 """A column of numbers with more different values than this is a quantity, not a class."""
 
@@ -44,15 +50,21 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
                             f"lacuna finetune {options.run} --data DIR --labels CSV.")
     start = SCRATCH if options.start is None or is_scratch(options.start) else str(Path(options.start).resolve())
     record = {} if start == SCRATCH else read_record(Path(start))
-    kind = options.kind or (record.get("reader") or {}).get("kind") or look(options.data).kind
+    layout = look(options.data) if options.labels is None else None
+    kind = options.kind or (record.get("reader") or {}).get("kind") or (layout or look(options.data)).kind
     if kind not in KINDS[options.run]:
         raise SettingsError(f"{options.data}: found files of kind {kind}, expected {' or '.join(KINDS[options.run])} "
                             f"for `lacuna finetune {options.run}`. Name another domain, or say --kind.")
-    columns = options.label or ["label"]
+    masks = _masks(options, layout)
+    columns = options.label or (["mask"] if masks else ["label"])
     name = options.name or _slug(f"{options.data.resolve().name}_{'_'.join(columns)}")
     changes = changes_of(options.changes)
-    paragraphs = {"ingest": {name: _data_paragraph(options, kind, columns, record, changes)},
-                  "finetune": {name: _tuning_paragraph(options, kind, name, start, changes)},
+    if masks and layout is not None:
+        options.labels = root / "data/manifests" / f"{name}.csv"
+        write_text(options.labels, table_of(layout))
+        print("\n".join([*layout.said, f"Manifest with {len(layout.paths)} rows: {options.labels}"]))
+    paragraphs = {"ingest": {name: _data_paragraph(options, kind, columns, record, changes, masks)},
+                  "finetune": {name: _tuning_paragraph(options, kind, name, start, changes, masks)},
                   "evaluate": {name: {"domain": options.run, "finetune": name}}}
     _refuse_unused(changes)
     text = yaml.safe_dump(paragraphs, sort_keys=False)
@@ -71,30 +83,64 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
           f"predict    lacuna predict artifacts/finetune/{name}/<arm>/seed0 FILE... --out DIR")
 
 
+def _masks(options: argparse.Namespace, layout: Layout | None) -> bool:
+    """Whether masks are to be learnt: when that is asked for, or when masks are all that is there."""
+    if options.task or options.label:
+        return bool(options.task == "segmentation")
+    if layout is not None:
+        return any(layout.masks)
+    with options.labels.open(newline="", encoding="utf-8-sig") as file:
+        header = csv.DictReader(file).fieldnames or []
+    return MASKS in header and "label" not in header
+
+
+def _mask_task(options: argparse.Namespace, read: dict[str, Any]) -> dict[str, Any]:
+    """The classes that some of the manifest's masks hold."""
+    with options.labels.open(newline="", encoding="utf-8-sig") as file:
+        rows = {line["path"]: line for line in csv.DictReader(file) if line.get("path") and line.get(MASKS)}
+    if not rows:
+        raise SettingsError(f"{options.labels}: found no row with a {MASKS}, expected masks for `--task segmentation`. "
+                            f"Name the mask of each file in the column {MASKS}, relative to --data.")
+    pairs = [(path, line[MASKS]) for path, line in rows.items()]
+    task, said = task_of(*numbers_in_masks(options.data, pairs, options.run, read, rows))
+    print(said)
+    return task
+
+
 def _data_paragraph(options: argparse.Namespace, kind: str, columns: list[str], record: dict[str, Any],
-                    changes: dict[str, Any]) -> dict[str, Any]:
+                    changes: dict[str, Any], masks: bool) -> dict[str, Any]:
     """Reader settings are the start's, so that its contract holds; otherwise what `lacuna init` would suggest."""
     read = record.get("reader") or yaml.safe_load("\n".join(READ[kind]))["read"]
     manifest = "" if options.labels is None else str(options.labels.resolve())
     paragraph: dict[str, Any] = {
         "domain": options.run, "files": {"folder": str(options.data.resolve()), "manifest": manifest},
-        "read": dict(read), "tasks": {"task": {"kind": options.task or _task_kind(options.labels, columns),
-                                               "columns": columns}}}
+        "read": dict(read)}
+    if masks:
+        _apply(paragraph, changes, ("read",))
+        paragraph["files"]["mask_column"] = MASKS
+        paragraph["tasks"] = {"task": _mask_task(options, paragraph["read"])}
+    else:
+        paragraph["tasks"] = {"task": {"kind": options.task or _task_kind(options.labels, columns), "columns": columns}}
     if options.labels is None:
         paragraph["files"]["group_by"] = "file"
         print("no --labels: one class per folder, and every file is its own group. If a patient, scene or object has "
               "several files, write a manifest with a group column (`lacuna init` begins one): otherwise splits leak.")
-    return _apply(paragraph, changes, ("read", "files", "splits", "bad_files"))
+    return _apply(paragraph, changes, OF_INGEST)
 
 
 def _tuning_paragraph(options: argparse.Namespace, kind: str, name: str, start: str,
-                      changes: dict[str, Any]) -> dict[str, Any]:
+                      changes: dict[str, Any], masks: bool) -> dict[str, Any]:
     linear = {"kind": "sample", "batch_norm": True}
     head = {"full": {"kind": "sample"}, "linear": linear, "knn": {"kind": "nearest"}}[options.protocol]
+    if masks:
+        if options.protocol != "full":
+            raise SettingsError(f"--protocol: found {options.protocol} for masks, expected full. Leave --protocol out; "
+                                "--set head.design=linear puts one layer on each token.")
+        head = {"kind": "segment"}
     paragraph: dict[str, Any] = {
         "domain": options.run, "data": name, "task": "task", "start": start, "protocol": options.protocol, "head": head,
         "augment": AUGMENT[kind] if options.protocol == "full" else None,
-        "optimisation": {"steps": options.steps or 500, "batch_size": 32, "betas": [0.9, 0.999],
+        "optimisation": {"steps": options.steps or 500, "batch_size": 8 if masks else 32, "betas": [0.9, 0.999],
                          "layer_decay": 1.0 if start == SCRATCH or options.adapter else 0.75}}
     if options.adapter:
         if start == SCRATCH:
@@ -103,8 +149,7 @@ def _tuning_paragraph(options: argparse.Namespace, kind: str, name: str, start: 
         paragraph["adapters"] = [{"kind": kind} for kind in options.adapter]
     if start == SCRATCH:
         paragraph["encoder"] = ENCODERS[kind]
-    of_ingest = ("read", "files", "splits", "bad_files")
-    return _apply(paragraph, changes, tuple(key for key in changes if key.split(".")[0] not in of_ingest))
+    return _apply(paragraph, changes, tuple(key for key in changes if key.split(".")[0] not in OF_INGEST))
 
 
 def _task_kind(labels: Path | None, columns: list[str]) -> str:

@@ -1,7 +1,8 @@
 """`lacuna init`: look at a folder of files, write a manifest and the params.yaml paragraph to start from.
 
-Only names are looked at: files of strangers are parsed in the ingest stage's limited processes. What was guessed is
-said, above all the rule for groups, because a wrong one lets a model be tested on patients that it was trained on.
+Names are looked at, and where there are masks, a few of them: these are parsed in limited processes, as every file of
+strangers. What was guessed is said, above all the rule for groups, because a wrong one lets a model be tested on
+patients that it was trained on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from domains.manifest import ManifestError
 from domains.publish import write_text
+from pipelines.commands.mask_classes import numbers_in_masks, task_of
 
 ENDINGS = {
     "xray": (".png", ".jpg", ".jpeg", ".dcm", ".dicom"),
@@ -89,15 +94,16 @@ def init(folder: Path, out: Path) -> str:
         raise ManifestError(f"init: found {manifest} already, expected to write it. Remedy: move it away, or choose "
                             "another --out.")
     layout = look(folder)
-    write_text(manifest, _table(layout))
-    paragraph = _paragraph(folder, out, layout)
+    write_text(manifest, table_of(layout))
+    task, said = task_of_masks(folder, layout) if any(layout.masks) else ({}, "")
+    paragraph = _paragraph(folder, out, layout, task)
     params = out / "params.yaml"
     where = f"The paragraph was not written, because {params} exists; put this into it:"
     if not params.exists():
         write_text(params, paragraph)
         where = f"Written to {params}:"
     steps = f"\nThen: lacuna ingest {_name(folder)} && lacuna describe {_name(folder)}"
-    found = [*layout.said, f"Manifest with {len(layout.paths)} rows: {manifest}"]
+    found = [*layout.said, *([said] if said else []), f"Manifest with {len(layout.paths)} rows: {manifest}"]
     return "\n".join([*found, where, "", paragraph + steps])
 
 
@@ -213,7 +219,8 @@ def _groups(paths: Sequence[str], inner: Sequence[Sequence[str]], labels: Sequen
                          "the column `group`, or test scores will be too good.")
 
 
-def _table(layout: Layout) -> str:
+def table_of(layout: Layout) -> str:
+    """manifest.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "mask_path", "group", "split", "source", "label"])
@@ -227,7 +234,18 @@ def _name(folder: Path) -> str:
     return re.sub(r"\W+", "_", folder.resolve().name.lower()).strip("_") or "data"
 
 
-def _paragraph(folder: Path, out: Path, layout: Layout) -> str:
+def task_of_masks(folder: Path, layout: Layout) -> tuple[dict[str, Any], str]:
+    """A segmentation task with the classes that some masks hold, and what to say of it."""
+    pairs = [(path, mask) for path, mask in zip(layout.paths, layout.masks, strict=True) if mask]
+    read = yaml.safe_load("\n".join(READ[layout.kind]))["read"]
+    try:
+        return task_of(*numbers_in_masks(folder, pairs, DOMAINS[layout.kind], read))
+    except ImportError as error:  # what reads such files is not installed here
+        task, said = task_of([], 0)
+        return task, f"{said} ({error})"
+
+
+def _paragraph(folder: Path, out: Path, layout: Layout, masks: dict[str, Any]) -> str:
     """YAML, with a comment wherever somebody must look."""
     place = os.path.relpath(folder.resolve(), out.resolve())
     lines = ["ingest:", f"  {_name(folder)}:", f"    domain: {DOMAINS[layout.kind]}", "    files:",
@@ -235,9 +253,13 @@ def _paragraph(folder: Path, out: Path, layout: Layout) -> str:
              "      manifest: manifest.csv  # CHECK: the column group; see above"]
     lines += ["      mask_column: mask_path"] if any(layout.masks) else []
     lines += [f"    {line}" for line in READ[layout.kind]]
+    lines += ["    tasks:"] if masks or any(layout.labels) else []
+    if masks:
+        classes, values = (", ".join(map(str, masks[key])) for key in ("classes", "values"))
+        lines.append(f"      mask: {{kind: segmentation, classes: [{classes}], values: [{values}]}}  # CHECK: names")
     if any(layout.labels):
         classes = ", ".join(_quoted(name) for name in sorted(set(layout.labels)) if name)
-        lines += ["    tasks:", "      label: {kind: single_label, columns: [label], classes: [" + classes + "]}"]
+        lines.append("      label: {kind: single_label, columns: [label], classes: [" + classes + "]}")
     if not any(layout.splits):
         lines.append("    splits: {seed: 0, val: 0.2, test: 0.2}")
     return "\n".join(lines) + "\n"

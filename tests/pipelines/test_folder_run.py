@@ -67,3 +67,29 @@ def test_what_cannot_be_used_is_said_in_a_sentence(films, capsys, arguments, sai
     assert tune(*arguments) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("told", ["by names", "by a manifest"])
+def test_a_folder_with_masks_becomes_a_model_that_writes_them(films, capsys, told):
+    """Discs, in masks whose numbers are 0 and 5; another folder than the pictures says which are masks."""
+    places = np.hypot(*np.meshgrid(np.arange(40) - 19, np.arange(40) - 17))
+    (films / "masks").mkdir()
+    for i in range(36):
+        mask = np.where(places < 6 + i % 5, 5, 0).astype(np.uint8)
+        grey = np.asarray(Image.open(films / f"{i}.png")) // 4 + 30 * mask
+        Image.fromarray(grey.astype(np.uint8)).save(films / f"{i}.png")
+        Image.fromarray(mask).save(films / f"masks/{i}.png")
+    if told == "by a manifest":
+        with Path("masks.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["path", "mask_path", "group"],
+                                        *([f"{i}.png", f"masks/{i}.png", f"p{i // 2}"] for i in range(36))])
+    named = ["--labels", "masks.csv"] if told == "by a manifest" else []
+    assert lacuna.main(["finetune", "medical", "--data", "films", *named, "--name", "discs", *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert "hold the numbers 0, 5" in said
+    pasted = yaml.safe_load(Path("reports/evaluate/discs/params.yaml").read_text())
+    assert pasted["ingest"]["discs"]["tasks"]["task"] == {
+        "kind": "segmentation", "classes": ["rest", "class_5"], "values": [0, 5]}
+    assert json.loads(Path("reports/evaluate/discs/metrics.json").read_text())["arms"]
+    assert lacuna.main(["predict", "artifacts/finetune/discs/scratch/seed0", "films/3.png", "--out", "out"]) == 0
+    assert np.asarray(Image.open("out/masks/3.png")).shape == (40, 40)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from domains.manifest import ManifestError, read_manifest
+from domains.sample import Task
 from pipelines.commands.init import ENDINGS, init, look
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.settings import build, load_run
@@ -103,3 +105,25 @@ def test_a_folder_without_known_files_names_the_endings(tmp_path: Path) -> None:
 def test_other_files_are_counted(tmp_path: Path) -> None:
     touch(tmp_path / "films", "a.png", "b.png", "readme.txt", "c.tif")
     assert "Left out: 2 other files" in init(tmp_path / "films", tmp_path)
+
+
+def test_masks_become_a_task_with_the_numbers_that_they_hold(tmp_path: Path) -> None:
+    image_of = pytest.importorskip("PIL.Image", reason="reads PNG: pip install 'lacuna[medical]'")
+    for name, numbers in (("image", None), ("mask", (0, 3, 7))):
+        (tmp_path / "films" / name).mkdir(parents=True)
+        for i in range(6):
+            grid = np.add.outer(np.arange(64), np.arange(48))
+            grey = grid * 2 if numbers is None else np.choose(grid // 40, numbers)
+            image_of.fromarray(grey.astype(np.uint8)).save(tmp_path / f"films/{name}/case{i}.png")
+    text = init(tmp_path / "films", tmp_path)
+    assert "6 masks hold the numbers 0, 3, 7" in text and "CHECK: give them names" in text
+    run = load_run("ingest", "films", DataRun, tmp_path)
+    assert run.tasks["mask"] == Task("segmentation", classes=("rest", "class_3", "class_7"), values=(0, 3, 7))
+    assert run.files.mask_column == "mask_path" and rows_of(tmp_path)[0]["mask_path"] == "mask/case0.png"
+
+
+def test_masks_that_cannot_be_read_are_taken_for_marks_and_this_is_said(tmp_path: Path) -> None:
+    touch(tmp_path / "films", *(f"{place}/{i}.png" for place in ("image", "mask") for i in range(5)))
+    text = init(tmp_path / "films", tmp_path)
+    assert "0 masks could be read and looked at, which is too little to tell" in text
+    assert load_run("ingest", "films", DataRun, tmp_path).tasks["mask"].classes == ("rest", "marked")
