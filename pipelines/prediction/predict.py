@@ -100,7 +100,7 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
     if test_time and len(refused) < len(rows):
         print(f"  {next(results[row.key] for row in rows if results[row.key]['status'] == DONE)['test_time']}")
     print(f"  {out / TABLE}\n  {out / RECORDS}")
-    if _of_masks(native):
+    if _of_masks(native) and len(refused) < len(rows):
         print(f"  {out / masks.TABLE}\n  {out / masks.FOLDER}")
     return 2 if refused and len(refused) == len(rows) else 0
 
