@@ -51,7 +51,7 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
     start = SCRATCH if options.start is None or is_scratch(options.start) else str(Path(options.start).resolve())
     record = {} if start == SCRATCH else read_record(Path(start))
     layout = look(options.data) if options.labels is None else None
-    kind = options.kind or (record.get("reader") or {}).get("kind") or (layout or look(options.data)).kind
+    kind = options.kind or (record.get("reader") or {}).get("kind") or _kind(options, layout)
     if kind not in KINDS[options.run]:
         raise SettingsError(f"{options.data}: found files of kind {kind}, expected {' or '.join(KINDS[options.run])} "
                             f"for `lacuna finetune {options.run}`. Name another domain, or say --kind.")
@@ -81,6 +81,12 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
     print(f"settings   reports/evaluate/{name}/params.yaml\nscores     reports/evaluate/{name}\n"
           f"models     artifacts/finetune/{name}\n"
           f"predict    lacuna predict artifacts/finetune/{name}/<arm>/seed0 FILE... --out DIR")
+
+
+def _kind(options: argparse.Namespace, layout: Layout | None) -> str:
+    """By the folder's names; where a manifest says which files count, by the domain if that has one kind alone."""
+    kinds = KINDS[options.run]
+    return kinds[0] if layout is None and len(kinds) == 1 else (layout or look(options.data)).kind
 
 
 def _masks(options: argparse.Namespace, layout: Layout | None) -> bool:

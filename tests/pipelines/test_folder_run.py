@@ -83,7 +83,7 @@ def test_a_folder_with_masks_becomes_a_model_that_writes_them(films, capsys, tol
         with Path("masks.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["path", "mask_path", "group"],
                                         *([f"{i}.png", f"masks/{i}.png", f"p{i // 2}"] for i in range(36))])
-    named = ["--labels", "masks.csv"] if told == "by a manifest" else []
+    named = ["--labels", "masks.csv", "--task", "segmentation"] if told == "by a manifest" else []
     assert lacuna.main(["finetune", "medical", "--data", "films", *named, "--name", "discs", *SMALL]) == 0
     said = capsys.readouterr().out
     assert "hold the numbers 0, 5" in said
