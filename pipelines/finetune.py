@@ -132,9 +132,6 @@ def check_head(settings: FinetuneRun, task: Task) -> None:
         raise ValueError(f"head: found {settings.head.kind} for {settings.task}, a {task.kind} task, expected "
                          f"{'sample or nearest' if masks else 'segment'}. Set head: {{kind: "
                          f"{'sample' if masks else 'segment'}}}.")
-    if masks and settings.domain == "pointcloud":
-        raise ValueError("head: found segment for point clouds, expected images, volumes or scenes: no head says the "
-                         "class of every point yet.")
 
 
 def _train_side_by_side(name: str, settings: FinetuneRun, root: Path, work: Work, tracked: Any) -> None:

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from domains.sample import Refused
+
 CHANNELS = {"normals": ("nx", "ny", "nz"), "intensity": ("intensity",), "colour": ("red", "green", "blue")}
 """Attributes, and the channels that each becomes, in stored order."""
 
 WORDS = {"nx": "nx", "normal_x": "nx", "ny": "ny", "normal_y": "ny", "nz": "nz", "normal_z": "nz",
          "red": "red", "r": "red", "diffuse_red": "red", "green": "green", "g": "green", "diffuse_green": "green",
          "blue": "blue", "b": "blue", "diffuse_blue": "blue", "intensity": "intensity", "i": "intensity",
-         "scalar_intensity": "intensity", "reflectance": "intensity", "x": "x", "y": "y", "z": "z"}
+         "scalar_intensity": "intensity", "reflectance": "intensity", "x": "x", "y": "y", "z": "z",
+         "class": "class", "label": "class", "classification": "class", "scalar_label": "class",
+         "scalar_classification": "class"}
 """What files call a channel, in small letters, and what we do."""
 
 
@@ -26,7 +30,7 @@ class Cloud:
     xyz: np.ndarray
     """M 3 float64, in the file's unit."""
     more: dict[str, np.ndarray] = field(default_factory=dict)
-    """M c per attribute that the file has, in the file's own numbers and type."""
+    """M c per attribute that the file has, in the file's own numbers and type; under "class", M 1 classes of points."""
 
     def take(self, index: np.ndarray) -> Cloud:
         """The points at these indices, or where this mask is true; these points themselves where that is everywhere."""
@@ -63,8 +67,9 @@ def join(clouds: list[Cloud]) -> Cloud:
 def attributes(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Named columns of a file (M each) to attributes; one that lacks any of its channels is left out."""
     known = {WORDS.get(name.lower(), ""): values for name, values in reversed(columns.items())}
-    return {name: np.stack([known[channel] for channel in channels], axis=1)
-            for name, channels in CHANNELS.items() if all(channel in known for channel in channels)}
+    found = {name: np.stack([known[channel] for channel in channels], axis=1)
+             for name, channels in CHANNELS.items() if all(channel in known for channel in channels)}
+    return {**found, "class": known["class"][:, None]} if "class" in known else found
 
 
 def largest(cloud: Cloud) -> dict[str, float]:
@@ -117,3 +122,16 @@ def _unit(normals: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(normals, axis=1, keepdims=True)
     known = np.isfinite(length) & (length > 1e-12)
     return np.where(known, normals / np.where(known, length, 1), np.nan)
+
+
+def classes_of(cloud: Cloud) -> np.ndarray | None:
+    """M uint8 classes of the points, None where the cloud carries none. Raises Refused."""
+    if "class" not in cloud.more:
+        return None
+    numbers = cloud.more["class"][:, 0]
+    with np.errstate(invalid="ignore"):
+        whole = np.isfinite(numbers) & (numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers))
+    if not whole.all():
+        raise Refused(f"classes of points: found {int(np.count_nonzero(~whole))} numbers that are none, expected whole "
+                      "ones from 0 to 255")
+    return numbers.astype(np.uint8)

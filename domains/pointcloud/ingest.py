@@ -20,7 +20,7 @@ import numpy as np
 from domains.contract import Channel, Contract
 from domains.pointcloud import las_header
 from domains.pointcloud.chips import Chips, Extent
-from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, join, largest, span, stored
+from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, classes_of, join, largest, span, stored
 from domains.pointcloud.columns import read_array, read_text
 from domains.pointcloud.farthest import farthest_first
 from domains.pointcloud.georeference import epsg_of
@@ -49,6 +49,10 @@ PORTION = 1_000_000
 WHOLE = 4_000_000
 """A LAS file with more points is thinned while it is read, since only some of them are stored in the end."""
 
+PCD_ATTRIBUTES = {"normals": CHANNELS["normals"], "colors": CHANNELS["colour"], "intensity": CHANNELS["intensity"],
+                  "label": ("class",), "class": ("class",), "classification": ("class",)}
+"""What Open3D calls an attribute of a PCD file, and our channels of it."""
+
 Settings = Points
 
 
@@ -73,12 +77,20 @@ def contract(settings: Settings) -> Contract:
 
 
 def read(row: ManifestRow, settings: Settings) -> list[Piece]:
-    """One file to one piece, or to its tiles. The same bytes give the same points. Raises Refused."""
+    """One file to one piece, or to its tiles. The same bytes give the same points. A row whose mask is the file itself
+    keeps the classes of its points. Raises Refused."""
+    classes = row.mask_path is not None
+    if classes and row.mask_path != row.path:
+        raise Refused("its mask is another file, expected the same one: masks of clouds are classes of their points")
     rng = np.random.default_rng(_seed(row.path))
     suffix, y_up = row.path.suffix.lower(), row.source in settings.y_up_sources
     if suffix in (".las", ".laz"):
-        return _las_pieces(row.path, settings, y_up, rng)
+        return _las_pieces(row.path, settings, y_up, rng, classes)
     contents, facts = _contents(row.path, suffix, settings)
+    if not classes or isinstance(contents, Mesh):  # between the corners of a triangle there is no class
+        contents.more.pop("class", None)
+    if classes and "class" not in contents.more:
+        raise Refused("found no class of its points, expected a cloud with a column class, label or classification")
     if isinstance(contents, Mesh):
         contents, facts = _sampled(contents, settings, rng)
     cloud = _in_metres(contents, settings, y_up)
@@ -177,7 +189,8 @@ def _piece(cloud: Cloud, extent: Extent, top: dict[str, float], facts: dict[str,
                   "stored_unit": (radius if unit_sphere else 1.0) / settings.metres_per_unit}
     places = places / radius if unit_sphere else places.clip(-FARTHEST_METRES, FARTHEST_METRES)
     values = np.concatenate([places, stored(cloud, settings.features, top, settings.full_intensity)], axis=1)
-    return Piece(values.astype(np.float16 if unit_sphere else np.float32), facts=facts, suffix=suffix)
+    return Piece(values.astype(np.float16 if unit_sphere else np.float32), mask=classes_of(cloud), facts=facts,
+                 suffix=suffix)
 
 
 def _chosen(xyz: np.ndarray, settings: Points, rng: np.random.Generator) -> np.ndarray:
@@ -228,16 +241,16 @@ def _pcd(path: Path, promised: int) -> Cloud:
     with _parsing("PCD"):
         cloud = _open3d().t.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
         points = cloud.point.positions.numpy()
-        named = {name: cloud.point[name].numpy() for name in ("normals", "colors", "intensity") if name in cloud.point}
+        named = {name: cloud.point[name].numpy() for name in PCD_ATTRIBUTES if name in cloud.point}
     if points.shape != (promised, 3):
         raise Refused(f"PCD: found {len(points)} points, expected the {promised} that the header promises")
-    columns = {channel: named[name][:, i] for name, channels in (
-        ("normals", CHANNELS["normals"]), ("colors", CHANNELS["colour"]), ("intensity", CHANNELS["intensity"]))
-        if name in named and named[name].shape == (len(points), len(channels)) for i, channel in enumerate(channels)}
+    columns = {channel: values[:, i] for name, values in named.items()
+               if values.shape == (len(points), len(PCD_ATTRIBUTES[name]))
+               for i, channel in enumerate(PCD_ATTRIBUTES[name])}
     return Cloud(points, attributes(columns))
 
 
-def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generator) -> list[Piece]:
+def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generator, classes: bool) -> list[Piece]:
     """A LAS file portion by portion, so that of a scene that is cut, or of a very large file, only what may be stored
     is ever in memory."""
     laspy = library("laspy")
@@ -251,7 +264,7 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
         code = epsg_of([*file.header.vlrs, *(file.evlrs or ())])
         for portion in file.chunk_iterator(PORTION):
             found += len(portion)
-            cloud = _las_portion(portion, settings, facts)
+            cloud = _las_portion(portion, settings, facts, classes)
             metric = _in_metres(cloud, settings, y_up)
             facts["dropped_non_finite"] = int(str(facts["dropped_non_finite"])) + len(cloud.xyz) - len(metric.xyz)
             if streamed:
@@ -272,16 +285,18 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
     return [_piece(cloud, _extent(cloud), largest(cloud), facts, settings, rng, on_a_map=not y_up)]
 
 
-def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact]) -> Cloud:
+def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes: bool) -> Cloud:
     xyz = np.stack([np.asarray(portion.x), np.asarray(portion.y), np.asarray(portion.z)], axis=1)
     names = set(portion.point_format.dimension_names)
     columns = {name: np.asarray(portion[name]) for name in ("intensity", "red", "green", "blue")
                if name in names and settings.features}
-    cloud = Cloud(xyz, {name: values for name, values in attributes(columns).items() if name in settings.features})
+    more: dict[str, np.ndarray] = {name: values for name, values in attributes(columns).items()
+                                   if name in settings.features}
+    told = np.asarray(portion.classification)
+    cloud = Cloud(xyz, {**more, "class": told[:, None]} if classes else more)
     if not settings.drop_noise:
         return cloud
-    classes = np.asarray(portion.classification)
-    wanted = np.logical_and.reduce([classes != noise for noise in NOISE_CLASSES]) & (np.asarray(portion.withheld) == 0)
+    wanted = np.logical_and.reduce([told != noise for noise in NOISE_CLASSES]) & (np.asarray(portion.withheld) == 0)
     facts["dropped_noise"] = int(str(facts["dropped_noise"])) + int(np.count_nonzero(~wanted))
     return cloud.take(wanted)
 

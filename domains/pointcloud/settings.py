@@ -7,7 +7,7 @@ from typing import Literal
 
 from domains.pointcloud.cloud import CHANNELS
 
-COLUMNS = ("x", "y", "z", *(channel for channels in CHANNELS.values() for channel in channels))
+COLUMNS = ("x", "y", "z", *(channel for channels in CHANNELS.values() for channel in channels), "class")
 """What a column of numbers may be called."""
 
 
@@ -36,8 +36,9 @@ class Points:
     """What a scanner writes for full intensity. LAS asks for 65535; many files run to 255 or 4095. Bytes always run to
     255, and floats that stay below 1 are shares already."""
     columns: tuple[str, ...] = ()
-    """What the columns of text files and of .npy arrays are: [x, y, z, nx, ny, nz, red, green, blue, intensity] in the
-    files' order, "-" for those to be passed over. Empty: what a first line of the file says, else x, y, z first."""
+    """What the columns of text files and of .npy arrays are: [x, y, z, nx, ny, nz, red, green, blue, intensity, class]
+    in the files' order, "-" for those to be passed over. Empty: what a first line of the file says, else x, y, z
+    first."""
     fill: Literal["repeat", "unknown"] = "repeat"
     """What a cloud with fewer points than `size` is filled up with. repeat: its own points, each equally often, as
     published protocols do; groups of neighbours then hold copies. unknown: nothing; there are fewer groups of such a

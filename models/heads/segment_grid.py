@@ -27,10 +27,12 @@ class SegmentHead:
 
     kind: Literal["segment"] = "segment"
     design: Literal["pyramid", "linear"] = "pyramid"
-    """pyramid: tokens of several blocks and the sample itself meet at rising resolutions, as in UNETR. linear: a layer
-    on each token alone, and its answers interpolated."""
+    """pyramid: tokens of several blocks and the sample itself meet at rising resolutions, as in UNETR; of points,
+    tokens of several blocks are brought to every point, as in Point-MAE. linear: a layer on each token alone, and its
+    answers interpolated."""
     width: int = 16
-    """pyramid: width of the finest map; each coarser one has twice as much, up to 8 times. A multiple of 8."""
+    """pyramid: width of the finest map; each coarser one has twice as much, up to 8 times. A multiple of 8. Of points,
+    8 times this is the width of the layer before the last."""
     overlap: float = 1.0
     """Weight of the loss of overlap (1 - soft Dice) beside cross-entropy."""
 

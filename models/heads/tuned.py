@@ -16,11 +16,12 @@ from models.adapters.seams import added
 from models.encoder.build import AnyEncoder
 from models.encoder.nearest import nearest_labels
 from models.encoder.patches import Features, Patches
-from models.encoder.tokenizers import ByChannel, GridTokenizer
+from models.encoder.tokenizers import ByChannel, GridTokenizer, GroupTokenizer
 from models.encoder.transformer import Encoder, mean_of_valid
 from models.heads.mask_loss import MaskLoss
 from models.heads.predict_sample import PredictSample, SampleHead
 from models.heads.segment_grid import SegmentHead, SegmentLinear, SegmentPyramid
+from models.heads.segment_points import SegmentPoints
 from models.heads.task_loss import TaskLoss
 
 
@@ -65,7 +66,7 @@ class PredictByNeighbours(nn.Module):
                               self.settings.temperature)
 
 
-Head = PredictSample | PredictByNeighbours | SegmentLinear | SegmentPyramid
+Head = PredictSample | PredictByNeighbours | SegmentLinear | SegmentPyramid | SegmentPoints
 
 
 class Tuned(nn.Module):
@@ -158,9 +159,11 @@ def build_head(settings: HeadSettings, width: int, num_outputs: int, num_referen
 
 def _head_of_masks(settings: SegmentHead, num_classes: int, encoder: AnyEncoder | None) -> Head:
     tokenizer = getattr(encoder, "tokenizer", None)
-    if not isinstance(encoder, Encoder) or not isinstance(tokenizer, GridTokenizer | ByChannel):
+    if not isinstance(encoder, Encoder) or not isinstance(tokenizer, GridTokenizer | ByChannel | GroupTokenizer):
         raise ValueError(f"head segment: found {type(encoder).__name__} with {type(tokenizer).__name__}, expected a "
-                         "transformer with tokenizer grid, bands or band_groups. Choose one of them.")
+                         "transformer with tokenizer grid, bands, band_groups or groups. Choose one of them.")
+    if isinstance(tokenizer, GroupTokenizer):
+        return SegmentPoints(settings, encoder.width, num_classes, encoder.num_channels, len(encoder.blocks))
     if settings.design == "linear":
         return SegmentLinear(settings, encoder.width, num_classes)
     num_channels = len(tokenizer.channels) if isinstance(tokenizer, ByChannel) else encoder.num_channels

@@ -145,6 +145,9 @@ def _masks(native: Native, rows: Sequence[ManifestRow], before: dict[str, dict[s
     if test_time:
         raise ValueError(f"test_time: found {test_time} for a model of masks, expected none: what it adapts by is the "
                          "answer to a whole file. Leave it out.")
+    if native.contract.domain == "pointcloud":
+        raise ValueError("found a model of the classes of points, expected one of pixels or voxels: clouds are not "
+                         "written yet. Score it with `lacuna evaluate`.")
     taken = {result["mask"]: path for path, result in before.items() if "mask" in result}
     names = masks.names_for(rows, taken)
     return masks.written(masks.masks(native, rows, masks.segment_of(native), limits), native, out, names)

@@ -1,6 +1,6 @@
 """What a model of masks says of a whole sample, which may be larger than what it sees at once.
 
-Legend: C channels, K classes without the background, D H W voxels (D is absent for images).
+Legend: C channels, K classes without the background, D H W voxels (D is absent for images), M points with F values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Sight(Protocol):
 
 @torch.no_grad()
 def segment(model: Tuned, source: Source, row: int, device: torch.device) -> np.ndarray:
-    """Probabilities of every class at every pixel or voxel of a stored sample.
+    """Probabilities of every class at every pixel, voxel or point of a stored sample.
 
     A sample that is larger than the model's size is looked at through windows that overlap by half, and their answers
     are averaged with more weight at their middles; one that is smaller is filled up as in training.
@@ -54,7 +54,7 @@ def segment(model: Tuned, source: Source, row: int, device: torch.device) -> np.
         row: of the index.
 
     Returns:
-        K+1 (D) H W float32, the background's first, at the sample's own size.
+        K+1 (D) H W or K+1 M float32, the background's first, at the sample's own size.
     """
     values = source.prepared.values(row)
     if source.change is not None:
@@ -64,7 +64,9 @@ def segment(model: Tuned, source: Source, row: int, device: torch.device) -> np.
 
 @torch.no_grad()
 def segment_values(model: Tuned, source: Sight, values: np.ndarray, device: torch.device) -> np.ndarray:
-    """`segment` of stored values C (D) H W."""
+    """`segment` of stored values C (D) H W or M F."""
+    if len(source.contract.size) == 1:
+        return _points(model, source, values, device)
     size, spatial = source.contract.size, values.shape[1:]
     weight = _bell(size, device)
     total = torch.zeros(0)
@@ -82,6 +84,19 @@ def segment_values(model: Tuned, source: Sight, values: np.ndarray, device: torc
             total[:, *window] += (one * weight)[:, *inside].cpu()
             seen[window] += weight[inside].cpu()
     return (total / seen).numpy()
+
+
+def _points(model: Tuned, source: Sight, values: np.ndarray, device: torch.device) -> np.ndarray:
+    """Every point once: the model gets its number of them, as they are stored, until all were asked about; the last
+    portion is filled up from the first."""
+    wanted, stored = source.contract.size[0], len(values)
+    told = []
+    for first in range(0, stored, wanted):
+        portion = values if stored <= wanted else values[(first + np.arange(wanted)) % stored]
+        raw = source.code.dataset.fetch(portion, source.contract, None)
+        x, known = source.normalise(torch.from_numpy(raw[None]).to(device))
+        told.append(model(x, known).float().softmax(1)[0, :, :min(wanted, stored - first)].cpu())
+    return torch.cat(told, 1).numpy()
 
 
 def _starts(stored: int, wanted: int) -> list[int]:

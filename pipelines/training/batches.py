@@ -182,7 +182,7 @@ class TrainingBatches:
     def _draws(self, ids: Tensor, epochs: Tensor, step: int, micro: int) -> np.ndarray:
         chance = chance_of(self.seed, step, micro, ids, epochs)
         draws: np.ndarray = chance.uniform(self.source.code.dataset.NUM_FETCH_DRAWS, _FETCH).numpy()
-        if self.source.masks is not None and self.source.around:
+        if self.source.masks is not None and self.source.around and len(self.source.contract.size) > 1:
             which = chance.uniform(3, _AROUND).numpy()
             for i in np.flatnonzero(which[:, 0] < self.source.around):
                 draws[i] = around_a_class(self.source.masks(int(ids[i])), self.source.contract.size, draws[i],

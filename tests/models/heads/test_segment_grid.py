@@ -70,7 +70,7 @@ def test_prompts_are_no_part_of_the_map():
 
 
 def test_what_it_cannot_stand_on_is_refused():
-    with pytest.raises(ValueError, match="expected a transformer with tokenizer grid, bands or band_groups"):
+    with pytest.raises(ValueError, match="expected a transformer with tokenizer grid, bands, band_groups or groups"):
         build_head(SegmentHead(), 24, 2)
     with pytest.raises(ValueError, match="found 3 channels, expected 1"):
         head = tuned(Grid(patch=(8, 8))).head
