@@ -34,7 +34,6 @@ from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.training.label_budget import labelled_rows, what_rows_hold, within_budget
 from pipelines.training.resume import REPOSITORY, Work, hash_of_sources
 from pipelines.training.training import device_of
-from pipelines.training.true_masks import with_masks
 from pipelines.weights.starts import Start
 from pipelines.weights.tuned_checkpoints import load_tuned
 
@@ -175,8 +174,7 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
     labels = prepared.labels(run.task)
     train, val, test = rows_of(cell, prepared)
     code = domain_code(run.domain)
-    sources = tuple(with_masks(Source(prepared, start.contract, code, rows, labels), run.task, run.around_classes)
-                    for rows in (train, val))
+    sources = tuple(Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
     work = Work(folder.with_name(f"{folder.name}.work"), "", "", False, False)
     work.folder.mkdir(parents=True, exist_ok=True)
     silent = Run({"key": ""}, work.folder, None, silent=True)
