@@ -132,12 +132,14 @@ class Adapting(nn.Module):
         if isinstance(self.beside, DomainAdversary):
             self.beside.after_step(share)
         elif self.beside is not None:
-            self.beside.follow(self.tuned, share)
+            self.beside.teacher.follow(self.tuned, share)
 
     @property
     def result(self) -> Tuned:
         """The model to keep: the averaged one where there is one."""
-        return self.beside.model if isinstance(self.beside, PseudoLabels | MaskedRepresentations) else self.tuned
+        if isinstance(self.beside, PseudoLabels | MaskedRepresentations):
+            return self.beside.teacher.model
+        return self.tuned
 
 
 @dataclass(frozen=True)

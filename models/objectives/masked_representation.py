@@ -20,11 +20,9 @@ from models.encoder.chance import Chance
 from models.encoder.patches import Features, Patches, see_all, take
 from models.encoder.transformer import Block, Encoder, init_linear
 from models.heads.tuned import Tuned
-from models.objectives.averaged_teacher import AveragedTeacher
+from models.objectives.labelling_teacher import LabellingTeacher
 
 _HIDE = 3  # stream of chance
-_SLOWLY = 0.05
-"""Share of a new batch in the running average that curves show."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,6 @@ class MaskedRepresentation:
 class MaskedRepresentations(nn.Module):
     """A teacher that follows, a rebuilder, and what both ask of the target."""
 
-    updates: Tensor
-    counts: Tensor
-    sure: Tensor
-
     def __init__(self, settings: MaskedRepresentation, tuned: Tuned) -> None:
         super().__init__()
         if tuned.loss.kind != "segmentation" or not isinstance(tuned.encoder, Encoder):
@@ -77,18 +71,8 @@ class MaskedRepresentations(nn.Module):
                              f"{type(tuned.encoder).__name__}, expected segmentation with a transformer. Take method "
                              "averaged_teacher.")
         self.settings = settings
-        self.teacher = AveragedTeacher(tuned=tuned)
+        self.teacher = LabellingTeacher(tuned, settings.momentum, settings.begins)
         self.rebuilder = Rebuilder(settings, tuned.encoder, len(getattr(tuned.head, "taps", ())))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("counts", torch.tensor(float(settings.begins == 0)))
-        self.register_buffer("sure", torch.zeros(()))
-
-    @property
-    def model(self) -> Tuned:
-        """The teacher: the result of the training."""
-        averaged = self.teacher["tuned"]
-        assert isinstance(averaged, Tuned)
-        return averaged
 
     def forward(self, tuned: Tuned, x: Tensor, known: Tensor | None, chance: Chance) -> Tensor:
         """Scalar: how far the student is from the teacher's labels, by its features and by rebuilt ones.
@@ -107,29 +91,21 @@ class MaskedRepresentations(nn.Module):
             rebuilt = self.rebuilder(features, patches, hidden)
             told = tuned.head(rebuilt, patches, without(x, patches, hidden))
             loss = loss + self.settings.rebuild * loss_of(told, labels, sure)
-        return self.counts * loss
+        return self.teacher.counts * loss
 
     @torch.no_grad()
     def labels(self, x: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
         """The teacher's class of every pixel B (D) H W, and where it is sure of one and the sample holds data."""
-        highest, labels = self.model.predict(x, known).float().softmax(1).max(1)
+        highest, labels = self.teacher.model.predict(x, known).float().softmax(1).max(1)
         sure = highest >= self.settings.threshold
         if known is not None:
             sure = sure & known.any(1)
-        self.sure.lerp_(sure.to(self.sure.dtype).mean(), _SLOWLY)
+        self.teacher.note(sure)
         return labels, sure
-
-    @torch.no_grad()
-    def follow(self, tuned: Tuned, share: float) -> None:
-        """After an update: the teacher comes after its student. share: of the steps that is done."""
-        self.updates += 1
-        momentum = min(self.settings.momentum, 1 - 1 / (1 + float(self.updates)))
-        self.teacher.follow(momentum, tuned=tuned)
-        self.counts.fill_(float(share >= self.settings.begins))
 
     def shown(self) -> dict[str, float]:
         """For curves: the share of the target's pixels that the teacher is sure of."""
-        return {"sure": float(self.sure)}
+        return self.teacher.shown()
 
 
 class Rebuilder(nn.Module):

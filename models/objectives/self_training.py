@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from models.heads.tuned import Tuned
-from models.objectives.averaged_teacher import AveragedTeacher
-
-_SLOWLY = 0.05
-"""Share of a new batch in the running average that curves show."""
+from models.objectives.labelling_teacher import LabellingTeacher
 
 
 @dataclass(frozen=True)
@@ -47,27 +44,13 @@ class SelfTraining:
 class PseudoLabels(nn.Module):
     """A teacher that follows, and what it says of the target."""
 
-    updates: Tensor
-    counts: Tensor
-    sure: Tensor
-
     def __init__(self, settings: SelfTraining, tuned: Tuned) -> None:
         super().__init__()
         if tuned.loss.kind == "regression":
             raise ValueError("averaged_teacher: found a regression, expected a task with classes: a number has no "
                              "probability to be sure of. Take method domain_adversarial.")
         self.settings, self.kind = settings, tuned.loss.kind
-        self.teacher = AveragedTeacher(tuned=tuned)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("counts", torch.tensor(float(settings.begins == 0)))
-        self.register_buffer("sure", torch.zeros(()))
-
-    @property
-    def model(self) -> Tuned:
-        """The teacher: the result of the training."""
-        averaged = self.teacher["tuned"]
-        assert isinstance(averaged, Tuned)
-        return averaged
+        self.teacher = LabellingTeacher(tuned, settings.momentum, settings.begins)
 
     def forward(self, said: Tensor, x: Tensor, known: Tensor | None) -> Tensor:
         """Scalar: how far the student's logits for disturbed views are from the teacher's labels for undisturbed ones.
@@ -76,21 +59,14 @@ class PseudoLabels(nn.Module):
             said: B O, of the student. x, known: the samples as the teacher sees them.
         """
         with torch.no_grad():
-            labels, sure = pseudo_labels(self.model.predict(x, known).float(), self.kind, self.settings.threshold)
-            self.sure.lerp_(sure.to(self.sure.dtype).mean(), _SLOWLY)
-        return self.settings.weight * self.counts * loss_of(said, labels, sure, self.kind)
-
-    @torch.no_grad()
-    def follow(self, tuned: Tuned, share: float) -> None:
-        """After an update: the teacher comes after its student. share: of the steps that is done."""
-        self.updates += 1
-        momentum = min(self.settings.momentum, 1 - 1 / (1 + float(self.updates)))
-        self.teacher.follow(momentum, tuned=tuned)
-        self.counts.fill_(float(share >= self.settings.begins))
+            logits = self.teacher.model.predict(x, known).float()
+            labels, sure = pseudo_labels(logits, self.kind, self.settings.threshold)
+            self.teacher.note(sure)
+        return self.settings.weight * self.teacher.counts * loss_of(said, labels, sure, self.kind)
 
     def shown(self) -> dict[str, float]:
         """For curves: the share of the target's labels that the teacher is sure of."""
-        return {"sure": float(self.sure)}
+        return self.teacher.shown()
 
 
 def pseudo_labels(logits: Tensor, kind: str, threshold: float) -> tuple[Tensor, Tensor]:

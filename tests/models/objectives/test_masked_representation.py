@@ -97,7 +97,7 @@ def test_the_loss_is_cross_entropy_with_what_the_teacher_is_sure_of_once_plain_a
     with torch.no_grad():
         for weight in tuned.encoder.parameters():
             weight.add_(0.02)  # the student has moved on from its teacher
-    teacher = method.model.predict(x).softmax(1)
+    teacher = method.teacher.model.predict(x).softmax(1)
     sure, labels = teacher.amax(1) >= 0.8, teacher.argmax(1)
     assert 0 < sure.float().mean() < 1
     patches = tuned.encoder.tokenizer.patchify(x)
@@ -125,15 +125,15 @@ def test_gradients_reach_encoder_and_rebuilder_and_never_the_teacher() -> None:
     method(tuned, x, None, chance()).backward()
     assert all(weight.grad is not None for weight in method.rebuilder.parameters())
     assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in tuned.encoder.parameters())
-    assert all(weight.grad is None for weight in method.model.parameters())
+    assert all(weight.grad is None for weight in method.teacher.model.parameters())
 
 
 def test_the_teachers_word_counts_from_its_share_of_the_steps_on() -> None:
     tuned, x = model(), samples()
     method = MaskedRepresentations(MaskedRepresentation(threshold=0.5, begins=0.5, **SMALL), tuned)  # type: ignore[arg-type]
-    method.follow(tuned, 0.4)
+    method.teacher.follow(tuned, 0.4)
     assert float(method(tuned, x, None, chance())) == 0
-    method.follow(tuned, 0.5)
+    method.teacher.follow(tuned, 0.5)
     assert float(method(tuned, x, None, chance())) > 0
 
 

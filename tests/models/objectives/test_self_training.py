@@ -34,13 +34,13 @@ def test_the_teacher_is_an_average_that_is_quicker_at_first():
     expected = [copy.deepcopy(weight) for weight in student.parameters()]
     for update in range(1, 7):
         moved(student, 0.1 * update)
-        labels.follow(student, update / 6)
+        labels.teacher.follow(student, update / 6)
         momentum = min(0.75, 1 - 1 / (1 + update))  # 1/2, 2/3, 3/4, 3/4 ...
         expected = [momentum * old + (1 - momentum) * new
                     for old, new in zip(expected, student.parameters(), strict=True)]
-    for own, by_hand in zip(labels.model.parameters(), expected, strict=True):
+    for own, by_hand in zip(labels.teacher.model.parameters(), expected, strict=True):
         assert torch.allclose(own, by_hand, atol=1e-6) and not own.requires_grad
-    assert not labels.train().model.training, "always in eval mode"
+    assert not labels.train().teacher.model.training, "always in eval mode"
 
 
 def test_only_what_the_teacher_is_sure_of_is_a_label_by_hand():
@@ -65,15 +65,15 @@ def test_the_teacher_s_word_counts_from_its_time_on_and_no_gradient_reaches_it()
     student = tuned()
     labels, x = PseudoLabels(SelfTraining(threshold=0.5, begins=0.5, weight=2.0), student), samples("image")
     with torch.no_grad():
-        labels.model.head.output.bias += torch.tensor([9.0, 0.0, 0.0])
+        labels.teacher.model.head.output.bias += torch.tensor([9.0, 0.0, 0.0])
     assert labels(student.predict(x), x, None) == 0
-    labels.follow(moved(student, 0.0), 0.5)
+    labels.teacher.follow(moved(student, 0.0), 0.5)
     said = student.predict(x)
-    told, sure = pseudo_labels(labels.model.predict(x), "single_label", 0.5)
+    told, sure = pseudo_labels(labels.teacher.model.predict(x), "single_label", 0.5)
     loss = labels(said, x, None)
     assert loss.item() == pytest.approx(2.0 * loss_of(said, told, sure, "single_label").item(), rel=1e-6)
     loss.backward()
-    assert all(weight.grad is None for weight in labels.model.parameters())
+    assert all(weight.grad is None for weight in labels.teacher.model.parameters())
     assert any(weight.grad is not None and weight.grad.any() for weight in student.parameters())
 
 
