@@ -91,8 +91,8 @@ def train(arm: str, seed: int, steps: int, batch: int) -> dict[str, float]:
         loss.backward()
         optimiser.step()
         if beside is not None:
-            beside.follow(model, (step + 1) / steps)
-    kept = model if beside is None else beside.model
+            beside.teacher.follow(model, (step + 1) / steps)
+    kept = model if beside is None else beside.teacher.model
     return {name: dice(kept, *pictures(200, name == "target", 10 * seed + 5)) for name in ("source", "target")}
 
 
