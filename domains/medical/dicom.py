@@ -34,19 +34,33 @@ TRANSFER_SYNTAXES = {
 DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
-def read(path: Path, pixels: bool = True, samples: tuple[int, ...] = (1,)) -> Any:
-    """Parse one file whose compression is on the list and whose size is sane; without pixels for its header alone."""
+def read(path: Path, samples: tuple[int, ...] = (1,)) -> Any:
+    """Parse one file whose compression is on the list and whose size is sane."""
+    found = header(path, pixels=True)
+    check(found, samples)
+    return found
+
+
+def header(path: Path, pixels: bool = False) -> Any:
+    """What stands in one file besides its pixels, whatever kind of object it is; `check` says whether it is a picture
+    that can be decoded."""
     pydicom = library("pydicom")
     with parsing("DICOM"):
         meta = pydicom.filereader.read_file_meta_info(path)
-        syntax = str(meta.get("TransferSyntaxUID", ""))
-        if syntax not in TRANSFER_SYNTAXES:
+        deflated = str(meta.get("TransferSyntaxUID", "")) == DEFLATED
+        return pydicom.dcmread(_inflated(path, meta) if deflated else path, stop_before_pixels=not pixels)
+
+
+def check(found: Any, samples: tuple[int, ...] = (1,)) -> None:
+    """Refuse what is no picture, is compressed otherwise than the list says, or claims a size that is not sane."""
+    with parsing("DICOM"):
+        if str(found.file_meta.get("TransferSyntaxUID", "")) not in TRANSFER_SYNTAXES:
             raise Refused("transfer syntax not supported; expected one of: " + ", ".join(TRANSFER_SYNTAXES.values()))
-        header = pydicom.dcmread(_inflated(path, meta) if syntax == DEFLATED else path, stop_before_pixels=not pixels)
-        check_pixels(int(header.Rows), int(header.Columns))
-        if int(header.get("SamplesPerPixel", 1)) not in samples:
-            raise Refused(f"{int(header.SamplesPerPixel)} samples per pixel, expected 1 (grey)")
-    return header
+        if "Rows" not in found:
+            raise Refused("an object without pixels (a report, a structure set or the like), expected a picture")
+        check_pixels(int(found.Rows), int(found.Columns))
+        if int(found.get("SamplesPerPixel", 1)) not in samples:
+            raise Refused(f"{int(found.SamplesPerPixel)} samples per pixel, expected 1 (grey)")
 
 
 def _inflated(path: Path, meta: Any) -> IO[bytes]:
@@ -71,25 +85,33 @@ def _inflated(path: Path, meta: Any) -> IO[bytes]:
     return plain
 
 
-def stored_values(header: Any, frame: int | None = None) -> np.ndarray:
-    """Pixels as stored numbers, of one frame where there are several. Bits above BitsStored may hold overlays in old
-    files, and are cut off."""
-    pixels = np.asarray(library("pydicom.pixels").pixel_array(header, index=frame))
+def stored_values(header: Any, frame: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels as stored numbers, of one frame where there are several, and where the file says that no X-ray was
+    measured. Bits above BitsStored may hold overlays in old files, and are cut off."""
+    pixels = np.asarray(library("pydicom.pixels").pixel_array(header, index=frame, correct_unused_bits=False))
     stored, allocated = int(header.BitsStored), int(header.BitsAllocated)
     if not 1 <= stored <= allocated or int(header.HighBit) != stored - 1:
         raise Refused(f"bits: {stored} stored of {allocated}, highest {int(header.HighBit)}; "
                       "expected the highest to be one less than the stored")
     spare = 8 * pixels.dtype.itemsize - stored
     if spare <= 0 or pixels.dtype.kind not in "iu":
-        return pixels
-    return (pixels << spare) >> spare  # arithmetic shift: keeps the sign of signed pixels
+        return pixels, _padding(pixels, pixels, header)
+    numbers = (pixels << spare) >> spare  # arithmetic shift: keeps the sign of signed pixels
+    return numbers, _padding(numbers, pixels, header)
 
 
-def padding(stored: np.ndarray, header: Any) -> np.ndarray:
-    """Where the file says that no X-ray was measured."""
+def _padding(numbers: np.ndarray, pixels: np.ndarray, header: Any) -> np.ndarray:
+    """Where the padding value stands: among the numbers, or in whole words where it does not fit into BitsStored.
+
+    Of signed pixels it is often declared as if they had no sign: 63536 for -2000.
+    """
     if header.get("PixelPaddingValue") is None:
-        return np.zeros(stored.shape, dtype=bool)
-    ends = [int(header.PixelPaddingValue)]
-    if header.get("PixelPaddingRangeLimit") is not None:
-        ends.append(int(header.PixelPaddingRangeLimit))
-    return (stored >= min(ends)) & (stored <= max(ends))
+        return np.zeros(numbers.shape, dtype=bool)
+    ends = [int(end) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit") if (end := header.get(tag)) is not None]
+    bits, signed = int(header.BitsStored), int(pixels.dtype.kind == "i")
+    word = 8 * pixels.dtype.itemsize
+    low, high = (-(2 ** (word - 1)), 2 ** (word - 1)) if signed else (0, 2**word)
+    ends = [end - 2**word if end >= high else end + 2**word if end < low else end for end in ends]
+    fit = -(2 ** (bits - 1)) * signed <= min(ends) and max(ends) < 2 ** (bits - signed)
+    found = numbers if fit else pixels
+    return (found >= min(ends)) & (found <= max(ends))

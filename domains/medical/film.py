@@ -23,6 +23,10 @@ MOST_COUNTED = 2**16
 """Different whole numbers that are counted rather than ordered."""
 COUNTED_AT_ONCE = 2**18
 """Values, which take a dozen bytes each meanwhile."""
+LEAST_SHOWN = 0.01
+"""Share of the exposed pixels that must lie in the window of a header for it to be taken."""
+MOST_UNEQUAL = 1.02
+"""Ratio of a pixel's two sides up to which they are called equal."""
 MOST_COLOURED = 0.001
 """Share of a film's pixels that may be coloured: a mark that somebody drew."""
 
@@ -82,6 +86,13 @@ def viewed(values: np.ndarray, centre: float, width: float, function: str) -> np
     if function == "LINEAR_EXACT":
         return to_grey(values, (centre - width / 2, centre + width / 2))
     return to_grey(values, (centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2))
+
+
+def shows(values: np.ndarray, centre: float, width: float) -> bool:
+    """Whether a window shows any of the film: some headers hold one of width 0, or one meant for other numbers, by
+    which it would come out black, white, or without any grey."""
+    inside = (values >= centre - width / 2) & (values <= centre + width / 2)
+    return width > 0 and float(inside.mean()) >= LEAST_SHOWN
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ wrapped, and a refusal names formats and numbers only, never a header's text.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def _grey_of_raster(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, F
             png.check(path)
         deep = image.mode.startswith("I") or image.mode == "F"
         upright = turned.exif_transpose(image)
-        pixels = np.asarray(upright.convert("F" if deep else "L"), dtype=np.float32)
+        pixels = np.array(upright.convert("F" if deep else "L"), dtype=np.float32)
+        if upright.has_transparency_data and not deep:  # what lies under transparent pixels is not part of the picture
+            pixels *= np.asarray(upright.convert("RGBA").getchannel("A"), dtype=np.float32) / 255
         facts: dict[str, Fact] = {"format": str(image.format), "shape": list(pixels.shape),
                                   "stored_bits": 16 if deep else 8}
         coloured = 0.0 if image.mode in ("1", "L", "LA") or deep else film.coloured(np.asarray(upright.convert("RGB")))
@@ -132,8 +135,8 @@ def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fa
             stored, contrast = _brightness(header), "stored"
             grey, exposed = stored, np.ones(stored.shape, dtype=bool)
         else:
-            stored = dicom.stored_values(header)
-            exposed = ~dicom.padding(stored, header)
+            stored, padding = dicom.stored_values(header)
+            exposed = ~padding
             if not exposed.any():
                 raise Refused("every pixel is padding")
             grey, contrast = _contrast(stored, exposed, header, settings)
@@ -141,7 +144,9 @@ def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fa
         grey = 1.0 - grey
     facts: dict[str, Fact] = {"format": "DICOM", "shape": list(grey.shape), "photometric": photometric,
                               "stored_bits": int(header.BitsStored), "contrast": contrast}
-    return grey if exposed.all() else np.where(exposed, grey, np.float32(0.0)), facts, _spacing(header)
+    spacing = _spacing(header)
+    _refuse_oblong(spacing or header.get("PixelAspectRatio") or (1, 1))
+    return grey if exposed.all() else np.where(exposed, grey, np.float32(0.0)), facts, spacing
 
 
 def _spacing(header: Any) -> tuple[float, float] | None:
@@ -155,6 +160,13 @@ def _spacing(header: Any) -> tuple[float, float] | None:
         if len(found) == 2 and all(FILM_SPACING_MM[0] <= number <= FILM_SPACING_MM[1] for number in found):
             return found[0], found[1]
     return None
+
+
+def _refuse_oblong(sides: Sequence[float]) -> None:
+    """Films are stored pixel by pixel, so that oblong ones would squeeze the patient."""
+    down, across = (float(side) for side in sides)
+    if not max(down, across) <= film.MOST_UNEQUAL * min(down, across):
+        raise Refused(f"pixels of {down:g} by {across:g}, expected square ones. Remedy: save it with square pixels")
 
 
 def _brightness(header: Any) -> np.ndarray:
@@ -188,13 +200,16 @@ def _mask_of_film(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 def _contrast(stored: np.ndarray, exposed: np.ndarray, header: Any, settings: XRay) -> tuple[np.ndarray, str]:
     """Grey in [0, 1] before any inversion, and where its contrast came from."""
     pixels = library("pydicom.pixels")
+    if header.get("RescaleSlope") is not None and float(header.RescaleSlope) == 0:
+        raise Refused("its RescaleSlope is 0, by which every pixel would be the same")
     values = np.asarray(pixels.apply_modality_lut(stored, header), dtype=np.float32)
     if settings.contrast == "voi" and header.get("VOILUTSequence"):
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
         table = np.asarray(pixels.apply_voi(values.astype(np.int32), header))
         return film.to_grey(table, (0.0, float(2 ** bits - 1))), "table"
     centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
-    if settings.contrast == "percentile" or centre is None or width is None:
+    if (settings.contrast == "percentile" or centre is None or width is None
+            or not film.shows(values[exposed], centre, width)):
         return film.to_grey(values, film.percentile_window(values, exposed, settings.percentiles)), "percentile"
     function = str(header.get("VOILUTFunction") or "LINEAR").upper()
     return film.viewed(values, centre, width, function), "window"
@@ -261,14 +276,17 @@ def _read_series(row: ManifestRow, settings: CT) -> Volume:
     beside = path if path.is_dir() else path.parent
     files = sorted(file for file in beside.iterdir() if file.is_file() and _may_be_slice(file))
     refuse_leading_out(files, row.within)
-    headers = {file: dicom.read(file, pixels=False) for file in files}
+    headers = {file: dicom.header(file) for file in files}
     with parsing("DICOM series"):
         if path.is_file():
             wanted = str(headers[path].get("SeriesInstanceUID", ""))
             headers = {file: header for file, header in headers.items()
                        if str(header.get("SeriesInstanceUID", "")) == wanted}
+        headers = {file: header for file, header in headers.items() if not slices.beside_pictures(header)}
+        for header in headers.values():
+            dicom.check(header)
         slices.check_one_series(list(headers.values()))
-        by_file = {file: slices.of_header(header) for file, header in headers.items()}
+        by_file = {file: slices.of_header(header, told=settings.offset != 0) for file, header in headers.items()}
         found = [one for some in by_file.values() for one in some]
         order, affine = volume.order_slices([one.geometry for one in found],
                                             straight=settings.gantry_tilt == "refuse")
@@ -279,9 +297,9 @@ def _read_series(row: ManifestRow, settings: CT) -> Volume:
         for file, some in by_file.items():
             header = dicom.read(file)
             for one in some:
-                at, stored = next(places), dicom.stored_values(header, one.frame)
+                at, (stored, padding) = next(places), dicom.stored_values(header, one.frame)
                 values[at] = stored * one.slope + one.intercept
-                known[at] = ~dicom.padding(stored, header)
+                known[at] = ~padding
     return Volume(values, affine, None if known.all() else known)
 
 

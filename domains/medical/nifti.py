@@ -16,6 +16,8 @@ from domains.sample import Refused
 
 MAX_TRAILING_BYTES = 2 ** 20
 """What may follow a NIfTI file's last voxel."""
+SAME_DIRECTION = 0.7
+"""Least cosine between an axis by one affine and by the other: 45 degrees."""
 
 
 def read(path: Path, max_voxels: int) -> Volume:
@@ -33,6 +35,7 @@ def read(path: Path, max_voxels: int) -> Volume:
             raise Refused("more data follows than its header announces")
         image = nibabel.Nifti1Image.from_bytes(head + body)
         affine = np.asarray(image.affine, dtype=np.float64)
+        _refuse_two_minds(image)
         values = np.asanyarray(image.dataobj).reshape(shape)
     volume.check_affine(affine)
     announced = np.asarray(header["pixdim"][1:4], dtype=np.float64)
@@ -41,6 +44,19 @@ def read(path: Path, max_voxels: int) -> Volume:
     if not np.isfinite(values).all():
         raise Refused("voxels that are not finite numbers")
     return Volume(values, affine)
+
+
+def _refuse_two_minds(image: Any) -> None:
+    """A file may place itself twice. Where the two point an axis in different directions, one of them mirrors the
+    patient, and programs differ in which they believe."""
+    places = [place[:3, :3] for place in (image.get_sform(coded=True)[0], image.get_qform(coded=True)[0])
+              if place is not None]
+    if len(places) < 2 or not all(np.isfinite(place).all() for place in places):
+        return
+    one, other = (place / np.maximum(np.linalg.norm(place, axis=0), 1e-12) for place in places)
+    if ((one * other).sum(axis=0) < SAME_DIRECTION).any():
+        raise Refused("its two affines, sform and qform, point its axes in different directions, so that left and "
+                      "right are not known. Remedy: correct the wrong one, or set its code to 0")
 
 
 def _open_nifti(path: Path) -> IO[bytes]:

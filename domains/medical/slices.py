@@ -5,12 +5,16 @@ Headers are pydicom's data sets, parsed already; nothing here opens a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from domains.medical.volume import SliceGeometry
 from domains.sample import Refused
+
+HOUNSFIELD = ("", "HU", "HU_MOD", "US")
+"""What RescaleType may say: nothing, Hounsfield units, modified ones, unspecified."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,12 @@ class Slice:
     intercept: float
 
 
+def beside_pictures(header: Any) -> bool:
+    """Whether an object holds no pixels and is no CT that lost them: structure sets, reports and states of a viewer lie
+    among the slices of many archives."""
+    return "Rows" not in header and str(header.get("Modality", "")) != "CT"
+
+
 def check_one_series(headers: Sequence[Any]) -> None:
     """Refuse what is not one CT series."""
     if any(str(header.get("Modality", "")) != "CT" for header in headers):
@@ -36,14 +46,23 @@ def check_one_series(headers: Sequence[Any]) -> None:
                           "a row that names one file takes that file's series alone")
 
 
-def of_header(header: Any) -> list[Slice]:
-    """The slices of one file, in the order of its frames."""
+def of_header(header: Any, told: bool = False) -> list[Slice]:
+    """The slices of one file, in the order of its frames.
+
+    Args:
+        told: whether the settings say what must be added to numbers, so that a header may leave it open.
+    """
     count = int(header.get("NumberOfFrames") or 1)
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     if not groups:
         if count != 1:
             raise Refused(f"{count} frames in one file that does not say where each lies (no functional groups), "
                           "expected an enhanced CT or one file per slice")
+        if header.get("ModalityLUTSequence"):
+            raise Refused("a table in place of slope and intercept (ModalityLUTSequence), which is not read for CT")
+        if not told and int(header.get("PixelRepresentation", 0)) == 0 and header.get("RescaleIntercept") in (None, ""):
+            raise Refused("a slice without RescaleIntercept whose numbers have no sign: they are no Hounsfield units, "
+                          "in which air is -1000. Remedy: set offset (often -1024) in the data run")
         return [Slice(None, _geometry(header, header, header, header), *_rescale(header))]
     if len(groups) != count:
         raise Refused(f"{count} frames and {len(groups)} descriptions of frames, expected as many")
@@ -68,7 +87,14 @@ def _macro(own: Any, shared: Any, name: str) -> Any:
 
 
 def _rescale(source: Any) -> tuple[float, float]:
-    return float(source.get("RescaleSlope", 1)), float(source.get("RescaleIntercept", 0))
+    unit = str(source.get("RescaleType") or "").strip().upper()
+    if unit not in HOUNSFIELD:  # maps of iodine, of effective atomic numbers or of electron density
+        raise Refused("its header says that its numbers are no Hounsfield units (RescaleType), expected those of a CT")
+    slope, intercept = (float(default if (number := source.get(tag)) in (None, "") else number)
+                        for tag, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
+        raise Refused(f"slope {slope:g} and intercept {intercept:g}, expected finite numbers and a slope other than 0")
+    return slope, intercept
 
 
 def _geometry(header: Any, position: Any, orientation: Any, measures: Any) -> SliceGeometry:

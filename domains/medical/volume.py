@@ -34,6 +34,8 @@ GAP_TOLERANCE = 0.05
 TILT_TOLERANCE_DEGREES = 0.5
 SHEAR_TOLERANCE = 0.02
 """Largest cosine between two axes of a volume: 1.1 degrees."""
+MASK_TOLERANCE = 1.0
+"""Voxels by which a mask with the image's shape may lie beside it."""
 WANDER_TOLERANCE_MM = 0.5
 """How far one step between slices may differ sideways from the others."""
 
@@ -318,6 +320,7 @@ def sample_mask(mask: Volume, volume: Volume, grid: Grid) -> np.ndarray:
     sideways = np.abs(across[:3, :3] - np.diag(np.diag(across[:3, :3]))) @ np.array(volume.values.shape)
     if sideways.max() > 0.5:
         raise Refused(f"its mask is turned against the image, by {sideways.max():.1f} voxels at the far end")
+    _refuse_elsewhere(across, mask.values.shape, volume.values.shape)
     index, inside = [], []
     for axis, (n, centres) in enumerate(zip(mask.values.shape, grid.centres, strict=True)):
         nearest, within = resample.nearest_index(n, across[axis, axis] * centres + across[axis, 3])
@@ -325,6 +328,23 @@ def sample_mask(mask: Volume, volume: Volume, grid: Grid) -> np.ndarray:
         inside.append(within)
     seen = inside[0][:, None, None] & inside[1][:, None] & inside[2]
     return np.where(seen, mask.values[np.ix_(*index)], UNKNOWN_CLASS).astype(np.uint8)
+
+
+def _refuse_elsewhere(across: np.ndarray, of_mask: tuple[int, ...], of_image: tuple[int, ...]) -> None:
+    """Programs that save a mask without the image's affine place it at the origin, where it would mean nothing, or
+    something else.
+
+    Args:
+        across: 4 4, indices of the image to those of the mask.
+    """
+    last = np.array(of_image) - 1.0
+    first, end = across[:3, 3], np.diag(across)[:3] * last + across[:3, 3]
+    away = float(np.abs([first, end - (np.array(of_mask) - 1.0)]).max())
+    if of_mask == of_image and away > MASK_TOLERANCE:
+        raise Refused(f"its mask has as many voxels as the image but lies up to {away:.1f} voxels away: one of the two "
+                      "affines is wrong. Remedy: save the mask with the image's affine")
+    if (end < -0.5).any() or (first > np.array(of_mask) - 0.5).any():
+        raise Refused("its mask lies wholly beside the image. Remedy: save the mask with its affine in millimetres")
 
 
 def implausible_hu(samples: list[np.ndarray]) -> str | None:

@@ -32,6 +32,7 @@ def mask_counts(prepared: Prepared) -> dict[str, Any]:
         told[name] = {
             "pixels": {split: {cls: int(numbers[of_class == i].sum()) for i, cls in enumerate(task.classes)}
                        for split, numbers in held.items()},
+            "unknown": int(sum(numbers[UNKNOWN_CLASS] for numbers in held.values())),
             "no class": {str(number): int(sum(held[split][number] for split in SPLITS))
                          for number in np.flatnonzero((of_class == UNKNOWN_CLASS) & (np.arange(256) != UNKNOWN_CLASS))
                          if any(held[split][number] for split in SPLITS)}}
@@ -44,8 +45,11 @@ def sentences(counts: dict[str, Any]) -> list[str]:
     for name, of_task in counts.items():
         empty = [cls for cls, pixels in of_task["pixels"]["train"].items() if not pixels]
         if empty:
+            white = (f" {of_task['unknown']} pixels hold {UNKNOWN_CLASS}, or the nodata value of their file, which "
+                     "means unknown: masks that mark something so must be written with smaller numbers."
+                     if of_task["unknown"] else "")
             said.append(f"task {name}: no mask of the training split holds {', '.join(empty)}; it cannot be learnt. "
-                        "Look at `classes` and `values`.")
+                        f"Look at `classes` and `values`.{white}")
         if of_task["no class"]:
             numbers = ", ".join(f"{number} ({count} pixels)" for number, count in of_task["no class"].items())
             said.append(f"task {name}: masks hold numbers that are no class, which count as unknown: {numbers}. Name "

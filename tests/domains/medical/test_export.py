@@ -149,10 +149,10 @@ def test_areas_and_volumes_are_in_the_units_of_the_file(tmp_path: Path) -> None:
     assert counts.tolist() == [int((truth == number).sum()) for number in range(4)]
     assert np.allclose(sizes, counts * 3.0)
     stored = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)
-    film = dicom(tmp_path / "film.dcm", stored, PixelSpacing=["0.2", "0.3"])
+    film = dicom(tmp_path / "film.dcm", stored, PixelSpacing=["0.2", "0.203"])
     (piece,) = ingest.read(row(film), XRay(size=(32, 32)))
     counts, sizes, unit = export.measure(np.ones((64, 48), np.uint8), piece.placement, {0: "rest", 1: "lung"})  # type: ignore[arg-type]
-    assert unit == "mm2" and sizes is not None and np.allclose(sizes, [0, 64 * 48 * 0.06])
+    assert unit == "mm2" and sizes is not None and np.allclose(sizes, [0, 64 * 48 * 0.0406])
 
 
 @pytest.mark.parametrize("spacing", ["0\\0 ", "none", "1e9 "])

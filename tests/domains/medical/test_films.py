@@ -178,7 +178,11 @@ def test_shape_and_scale_are_kept_by_both_fits() -> None:
     ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels"),
     ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "every pixel is padding"),
     ({"PixelData": b"\0" * 10}, "not readable as DICOM"),
-    ({"Rows": None}, "not readable as DICOM"),
+    ({"Rows": None}, "without pixels"),
+    ({"PixelData": None}, "not readable as DICOM"),
+    ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope is 0"),
+    ({"PixelSpacing": [0.2, 0.1]}, "pixels of 0.2 by 0.1, expected square"),
+    ({"PixelAspectRatio": [1, 2]}, "pixels of 1 by 2, expected square"),
 ])
 def test_bad_films_are_refused_with_a_reason_that_names_nobody(
         tmp_path: Path, attenuation: np.ndarray, tags: dict[str, object], reason: str) -> None:
@@ -219,7 +223,7 @@ def test_other_formats_under_a_picture_name_are_refused(tmp_path: Path) -> None:
 
 def test_structureless_films_are_reported_as_implausible(tmp_path: Path, attenuation: np.ndarray) -> None:
     good = ingest.read(row(dicom(tmp_path / "a.dcm", attenuation)), SAME)
-    flat = ingest.read(row(dicom(tmp_path / "b.dcm", attenuation, WindowCenter="90000", WindowWidth="10")), SAME)
+    flat = ingest.read(row(dicom(tmp_path / "b.dcm", np.full_like(attenuation, 1000))), SAME)
     assert ingest.implausible(good * 3, SAME) is None
     assert "3 of 4 films" in str(ingest.implausible(good + flat * 3, SAME))
 
@@ -229,3 +233,45 @@ def test_settings_are_checked_where_they_are_made() -> None:
         XRay(percentiles=(99.0, 1.0))
     with pytest.raises(ValueError, match="size: found"):
         XRay(size=(4, 64))
+
+
+@pytest.mark.parametrize(("centre", "width"), [(2000, 0), (2000, -400), (2000, 1), (40_000, 400)])
+def test_a_window_that_would_show_nothing_gives_way_to_percentiles(tmp_path: Path, attenuation: np.ndarray, centre: int,
+                                                                   width: int) -> None:
+    plain = picture_of(dicom(tmp_path / "a.dcm", attenuation))
+    path = dicom(tmp_path / "b.dcm", attenuation, WindowCenter=centre, WindowWidth=width)
+    assert np.array_equal(picture_of(path), plain)
+    assert ingest.read(row(path), SAME)[0].facts["contrast"] == "percentile"
+
+
+def test_a_narrow_window_on_part_of_the_film_is_kept(tmp_path: Path, attenuation: np.ndarray) -> None:
+    path = dicom(tmp_path / "a.dcm", attenuation, WindowCenter=3000, WindowWidth=100)
+    assert ingest.read(row(path), SAME)[0].facts["contrast"] == "window"
+
+
+def test_what_lies_under_transparent_pixels_is_not_shown(tmp_path: Path) -> None:
+    from PIL import Image
+
+    grey = np.full((20, 30), 200, np.uint8)
+    alpha = np.full((20, 30), 255, np.uint8)
+    alpha[:, :10] = 0
+    Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).save(tmp_path / "a.png")
+    seen = picture_of(tmp_path / "a.png")
+    assert (seen[:, :10] == 0).all() and (seen[:, 10:] == 200).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
+def test_pictures_of_every_mode_show_one_ramp_upright(tmp_path: Path, mode: str) -> None:
+    from PIL import Image
+
+    ramp = np.tile(np.linspace(0, 255, 30).round(), (20, 1)).astype(np.uint8)
+    image = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
+    turn = Image.Exif()
+    turn[0x0112] = 6  # to be turned by a quarter to the right
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    image.save(path, exif=turn)
+    piece = ingest.read(row(path), XRay(size=(30, 20), percentiles=(0, 100)))[0]
+    assert piece.facts["shape"] == [30, 20]
+    assert abs(np.diff(piece.values[0].astype(int), axis=1)).max() <= (255 if mode == "1" else 3)
+    if mode != "1":  # made of dots
+        assert abs(piece.values[0].mean(axis=1) - ramp[0]).max() <= 3

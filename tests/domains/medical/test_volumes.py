@@ -368,3 +368,81 @@ def test_settings_are_checked_where_they_are_made() -> None:
                           ({"scale": 0}, "scale: found")):
         with pytest.raises(ValueError, match=reason):
             CT(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("tags", "reason"), [
+    ({"RescaleIntercept": None}, "without RescaleIntercept"),
+    ({"RescaleSlope": "0"}, "slope 0"),
+    ({"RescaleType": "Z_EFF"}, "no Hounsfield units"),
+])
+def test_a_slice_whose_numbers_are_no_hounsfield_units_is_refused(tmp_path: Path, tags: dict[str, object],
+                                                                 reason: str) -> None:
+    folder = series(tmp_path / "s", np.full((16, 16, 3), 40, np.int16), AFFINE, **tags)
+    with pytest.raises(Refused, match=reason):
+        ingest.read(row(folder), WHOLE)
+
+
+def test_an_offset_that_is_set_stands_for_an_intercept_that_is_missing(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s", np.full((16, 16, 3), 40, np.int16), AFFINE, RescaleIntercept=None)
+    assert (ingest.read(row(folder), replace(WHOLE, offset=-1024.0))[0].values == 40).all()
+
+
+@pytest.mark.parametrize(("signed", "bits", "declared"), [(True, 16, -2000), (True, 16, 63536), (True, 12, 63536),
+                                                        (False, 12, 63536), (False, 16, 63536)])
+def test_padding_is_unknown_however_its_value_is_declared(tmp_path: Path, signed: bool, bits: int,
+                                                          declared: int) -> None:
+    import pydicom
+
+    folder = small_series(tmp_path / "s")
+    for file in folder.iterdir():
+        header = pydicom.dcmread(file)
+        stored = np.full((16, 16), 40 if signed else 1064, "<i2" if signed else "<u2")
+        stored[:, :4] = -2000 if signed else 63536
+        header.PixelData, header.PixelRepresentation = stored.tobytes(), int(signed)
+        header.BitsStored, header.HighBit, header.RescaleIntercept = bits, bits - 1, 0 if signed else -1024
+        header.add_new(0x00280120, "SS" if declared < 0 else "US", declared)
+        header.save_as(file)
+    values = ingest.read(row(folder), replace(WHOLE, spacing=(2.5, 1.0, 1.0)))[0].values[0]
+    assert set(np.unique(values).tolist()) == {-32768, 40}
+    assert ((values == -32768).sum(axis=2) == 4).all()
+
+
+def test_objects_without_pixels_among_the_slices_are_passed_over(tmp_path: Path) -> None:
+    import pydicom
+
+    folder = small_series(tmp_path / "s")
+    alone = ingest.read(row(folder), WHOLE)[0].values
+    header = pydicom.dcmread(folder / "001.dcm")
+    for tag in ("Rows", "Columns", "PixelData"):
+        del header[tag]
+    header.save_as(folder / "lost.dcm")
+    with pytest.raises(Refused, match="without pixels"):  # a slice that lost them is missed
+        ingest.read(row(folder), WHOLE)
+    (folder / "lost.dcm").unlink()
+    header.Modality, header.SeriesInstanceUID = "RTSTRUCT", "9.9"
+    header.save_as(folder / "structures.dcm")
+    for path in (folder, folder / "003.dcm"):
+        np.testing.assert_array_equal(ingest.read(row(path), WHOLE)[0].values, alone)
+
+
+def test_a_file_that_is_placed_twice_must_say_one_thing(tmp_path: Path) -> None:
+    values = np.zeros((9, 9, 9), np.int16)
+    affine = affine_of((0, 1, 2), (-1, -1, 1), (1.0, 1.0, 2.0), (0, 0, 0))
+    turned = {"quatern_b": 0, "quatern_c": 0, "quatern_d": 0, "pixdim": [1, 1, 1, 2, 1, 1, 1, 1]}
+    with pytest.raises(Refused, match="sform and qform"):
+        ingest.read(row(nifti(tmp_path / "a.nii", values, affine, qform_code=1, **turned)), WHOLE)
+    ingest.read(row(nifti(tmp_path / "b.nii", values, affine, qform_code=0, **turned)), WHOLE)
+    tilted = {"quatern_b": 0, "quatern_c": 0, "quatern_d": 0.98, "pixdim": [1, 1, 1, 2, 1, 1, 1, 1]}
+    ingest.read(row(nifti(tmp_path / "c.nii", values, affine, qform_code=1, **tilted)), WHOLE)
+
+
+@pytest.mark.parametrize(("shape", "origin", "reason"), [
+    ((9, 9, 9), (0, 0, 0), "lies up to 40.0 voxels away"), ((9, 9, 9), (38, 40, 0), "lies up to 2.0 voxels away"),
+    ((5, 5, 5), (0, 0, 0), "wholly beside the image")])
+def test_a_mask_that_was_saved_without_the_images_place_is_refused(
+        tmp_path: Path, shape: tuple[int, ...], origin: tuple[float, ...], reason: str) -> None:
+    image = nifti(tmp_path / "i.nii", np.zeros((9, 9, 9), np.int16),
+                  affine_of((0, 1, 2), (1, 1, 1), (1, 1, 1), (40, 40, 0)))
+    mask = nifti(tmp_path / "m.nii", np.ones(shape, np.uint8), affine_of((0, 1, 2), (1, 1, 1), (1, 1, 1), origin))
+    with pytest.raises(Refused, match=reason):
+        ingest.read(row(image, mask), WHOLE)
