@@ -24,11 +24,12 @@ from benchmarks import centre_leakage, missing_bands
 from domains.publish import write_text
 from domains.store import open_prepared
 from pipelines import cli
+from pipelines.scoring.comparisons import Difference
 from pipelines.scoring.uncertainty import spread
 from pipelines.settings import load_params, load_run
 from pipelines.training.resume import REPOSITORY
 from pipelines.verdict import VerdictRun
-from pipelines.verdicts.label_efficiency import Curve, Gain, gain
+from pipelines.verdicts.label_efficiency import Curve, gain
 from pipelines.verdicts.verdict_answer import Tested, headline_of
 
 ROOT = REPOSITORY / "examples/claims"
@@ -77,7 +78,7 @@ class Line:
     setting: str
     better: float
     than: float
-    gain: Gain
+    gain: Difference
 
     @property
     def fell(self) -> str:
@@ -94,7 +95,7 @@ class Line:
 def line(claim: str, published: str, setting: str, better: Curve, than: Curve, groups: int, sign: float = 1) -> Line:
     """Compare two curves; `sign` gives scores back their own direction."""
     values = [sign * float(one.mean()[:, 0].mean()) for one in (better, than)]
-    return Line(claim, published, setting, values[0], values[1], gain(better, than, groups, 1))
+    return Line(claim, published, setting, values[0], values[1], gain(better, than, groups))
 
 
 # ---- what is missing ----

@@ -1,12 +1,7 @@
 """From the cells of a verdict to answers: curves over budgets of labels, paired differences, and how many labelled
 groups a way of starting is worth.
 
-Legend: S seeds, R resamples of test groups, column 0 of an array: all groups; b budgets.
-
-A difference rests on two sorts of luck: which groups are tested, and which seed and labels a model got. The first is
-told by resampling groups, the second by the spread between seeds; their squares add up, and a t distribution with the
-degrees of freedom of both together (Welch 1947, Satterthwaite 1946) gives the reach. With several ways beside one
-baseline the level is divided among them (Bonferroni), so that all intervals together hold with 95 %.
+Legend: S seeds, R resamples of test groups, column 0 of an array: all groups; b budgets; N all labelled groups.
 """
 
 from __future__ import annotations
@@ -17,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.scoring.comparisons import Contrast, Difference, alone, together
 from pipelines.scoring.metrics import Floats
-from pipelines.scoring.uncertainty import LEVEL, MIN_GROUPS, t_reach
 
-POWER_REACH = 0.8416
-"""Standard normal quantile of 0.8: a true gain this many standard errors beyond the interval's reach shows in four of
-five repeats."""
+STEPS = 100
+"""Numbers of labelled groups, from the smallest budget to all, at which a curve is set against its baseline."""
 
 
 @dataclass(frozen=True)
@@ -39,50 +33,25 @@ class Curve:
         return np.stack([one.mean(axis=0) for one in self.scores])
 
 
-@dataclass(frozen=True)
-class Gain:
-    """How much better a way is than the baseline, averaged over budgets."""
-
-    value: float
-    low: float | None
-    """None: too few test groups to say."""
-    high: float | None
-    detectable: float | None
-    """A true gain under this would have stayed invisible in more than one of five repeats."""
-    error_groups: float
-    """Standard error from the choice of test groups."""
-    error_seeds: float
-    """Standard error from seeds and the labels that they drew."""
-    num_groups: int
-
-    @property
-    def verdict(self) -> str:
-        """helped, hurt, no difference, or not estimable."""
-        if self.low is None or self.high is None:
-            return "not estimable"
-        return "helped" if self.low > 0 else "hurt" if self.high < 0 else "no difference"
-
-
-def gain(way: Curve, baseline: Curve, num_groups: int, comparisons: int) -> Gain:
-    """The paired difference, averaged over budgets; see the module's text.
+def gain(way: Curve, baseline: Curve, num_groups: int, support: int = 0) -> Difference:
+    """How much better a way is than the baseline, averaged over budgets; with its interval by itself.
 
     Args:
-        num_groups: test groups. comparisons: ways that are set against the baseline.
+        num_groups: test groups. support: on how many of them the metric rests (Spread.support); 0: on all.
     """
-    difference = np.mean([a - b for a, b in zip(way.scores, baseline.scores, strict=True)], axis=0)  # S 1+R
-    value = float(difference[:, 0].mean())
-    resampled = difference[:, 1:].mean(axis=0)
-    resampled = resampled[~np.isnan(resampled)]
-    error_groups = float(resampled.std(ddof=1)) * math.sqrt(num_groups / max(num_groups - 1, 1))
-    seeds = len(difference)
-    error_seeds = float(difference[:, 0].std(ddof=1)) / math.sqrt(seeds) if seeds > 1 else math.nan
-    if num_groups < MIN_GROUPS or seeds < 2 or not len(resampled):
-        return Gain(value, None, None, None, error_groups, error_seeds, num_groups)
-    error = math.hypot(error_groups, error_seeds)
-    spread = error_groups**4 / (num_groups - 1) + error_seeds**4 / (seeds - 1)
-    freedom = max(1, int(error**4 / spread)) if spread else 1001
-    reach = t_reach(1 - (1 - LEVEL) / comparisons, freedom) * error
-    return Gain(value, value - reach, value + reach, reach + POWER_REACH * error, error_groups, error_seeds, num_groups)
+    return alone(_contrast(way, baseline, num_groups, support))
+
+
+def gains(curves: Mapping[str, Curve], baseline: str, num_groups: int, support: int = 0) -> dict[str, Difference]:
+    """Every way beside the baseline; their intervals hold all at once."""
+    return together({way: _contrast(one, curves[baseline], num_groups, support) for way, one in curves.items()
+                     if way != baseline})
+
+
+def _contrast(way: Curve, baseline: Curve, num_groups: int, support: int) -> Contrast:
+    """Seeds go in pairs: a seed draws the same labelled groups for every way."""
+    difference = np.mean([a - b for a, b in zip(way.scores, baseline.scores, strict=True)], axis=0)
+    return Contrast((difference,), num_groups, support)
 
 
 @dataclass(frozen=True)
@@ -94,19 +63,40 @@ class Worth:
     high: float
     capped: bool
     """The smallest budget reaches it already, so that it is worth at least this."""
+    open: bool
+    """So may the upper end: it may be worth more than `high`."""
 
 
-def worth(way: Curve, baseline: Curve) -> Worth | None:
-    """How many labelled groups a way that helped is worth; None where it never reaches the baseline's last score.
+def worth(way: Curve, baseline: Curve, told: Difference, support: int = 0) -> Worth | None:
+    """How many labelled groups a way that helped is worth; None where it never reaches the baseline's last score, and
+    where there is one budget alone.
 
-    Each resample of test groups gives a number of its own; the interval is their middle 95 %.
+    The interval are the numbers of groups that the data do not speak against (Fieller 1954): those at which the way's
+    score, with the luck of test groups and of seeds, may be the baseline's with all of them. It is as sure as that of
+    `told`, the way's gain.
     """
-    ours, theirs = way.mean(), baseline.mean()
-    saved = [_saved(ours[:, r], float(theirs[-1, r]), way.groups) for r in range(ours.shape[1])]
-    if math.isnan(saved[0]):
+    saved = _saved(way.mean()[:, 0], float(baseline.mean()[-1, 0]), way.groups)
+    if math.isnan(saved) or len(way.groups) < 2:
         return None
-    low, high = np.quantile(np.nan_to_num(saved[1:], nan=0.0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Worth(saved[0], float(low), float(high), math.isclose(saved[0], way.groups[-1] - way.groups[0]))
+    sizes = np.geomspace(way.groups[0], way.groups[-1], STEPS)
+    ahead = [alone(Contrast((_score_at(way, size) - baseline.scores[-1],), told.num_groups, support), told.level)
+             for size in sizes]
+    not_better = sizes[[one.sign <= 0 for one in ahead]]
+    not_worse = sizes[[one.sign >= 0 for one in ahead]]
+    most, all_of_them = float(sizes[-1] - sizes[0]), float(sizes[-1])
+    low = all_of_them - float(not_better.max()) if len(not_better) else most
+    high = all_of_them - float(not_worse.min()) if len(not_worse) else 0.0
+    return Worth(saved, min(low, saved), max(high, saved), math.isclose(saved, most),
+                 math.isclose(max(high, saved), most))
+
+
+def _score_at(way: Curve, size: float) -> Floats:
+    """S 1+R: between budgets on a log scale."""
+    after = min(max(int(np.searchsorted(way.groups, size)), 1), len(way.groups) - 1)
+    before, end = way.groups[after - 1], way.groups[after]
+    share = (math.log(size) - math.log(before)) / (math.log(end) - math.log(before)) if end > before else 1.0
+    share = min(max(share, 0.0), 1.0)
+    return (1 - share) * way.scores[after - 1] + share * way.scores[after]
 
 
 def _saved(scores: Floats, target: float, groups: Sequence[int]) -> float:
@@ -132,8 +122,3 @@ def rise(scores: Floats) -> Floats:
             blocks[-2:] = [((a * n + b * m) / (n + m), n + m)]
     return np.concatenate([np.full(count, score) for score, count in blocks])
 
-
-def gains(curves: Mapping[str, Curve], baseline: str, num_groups: int) -> dict[str, Gain]:
-    """Every way beside the baseline."""
-    others = [way for way in curves if way != baseline]
-    return {way: gain(curves[way], curves[baseline], num_groups, len(others)) for way in others}

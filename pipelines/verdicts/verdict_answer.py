@@ -15,6 +15,7 @@ import numpy as np
 
 from domains.store import Prepared
 from pipelines.scoring import metrics
+from pipelines.scoring.comparisons import Contrast, Difference, together
 from pipelines.scoring.floors import floor_on
 from pipelines.scoring.uncertainty import Estimate, Spread, estimates, spread
 from pipelines.settings import plain
@@ -22,7 +23,7 @@ from pipelines.tracking import lineage
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.training.training import Machine, Optimisation
 from pipelines.verdicts.cells import SCRATCH, Cell, Rows, Told, all_labelled, rows_of, tested_rows
-from pipelines.verdicts.label_efficiency import Curve, Gain, Worth, gain, gains, worth
+from pipelines.verdicts.label_efficiency import Curve, gains, worth
 from pipelines.verdicts.verdict_report import Answer, Way
 from pipelines.weights.starts import Start
 
@@ -79,26 +80,26 @@ def answer_of(name: str, settings: VerdictRun, prepared: Prepared, told: Mapping
     sign = 1.0 if metrics.METRICS[headline].higher_is_better else -1.0
     curves: dict[str, Curve] = {}
     ways: dict[str, Way] = {}
-    num_groups = 0
+    num_groups = support = 0
     for way in names:
         spreads, sizes = [], []
         for budget in settings.budgets:
             own = {cell: one for cell, one in told.items() if (cell.way, cell.budget) == (way, budget)}
             spreads.append(scored(joined(own, settings, prepared, tested)))
             sizes.append(round(float(np.mean([one.numbers["groups"] for one in own.values()]))))
-        num_groups = spreads[0].num_groups
+        num_groups, support = spreads[0].num_groups, spreads[0].support(headline)
         curves[way] = Curve(tuple(sign * one.metrics[headline] for one in spreads), tuple(sizes))
         ways[way] = _way(way, settings, told, tuple(estimates(one)[headline] for one in spreads), tuple(sizes))
-    found = gains(curves, SCRATCH, num_groups)
-    worths: dict[str, Worth | None] = {way: worth(curves[way], curves[SCRATCH]) for way in found}
+    found = gains(curves, SCRATCH, num_groups, support)
+    worths = {way: worth(curves[way], curves[SCRATCH], one, support) for way, one in found.items()
+              if one.verdict == "helped"}
     recipe = _recipe(name, settings, told)
     simple = {at: scored(predicted) for at, predicted in _floors(settings, prepared, tested, root, headline).items()}
     pool = starts["pretrained"].record.get("provenance", {})
     return Answer(name=name, kind=prepared.contract.kind, headline=headline, num_groups=num_groups,
                   num_rows=len(tested.rows), ways=ways, gains=found, worths=worths,
                   floors={at: estimates(one)[headline] for at, one in simple.items()},
-                  ahead={at: _ahead(curves[recipe[0]], sign * one.metrics[headline], num_groups, len(simple))
-                         for at, one in simple.items()},
+                  ahead=_ahead(curves[recipe[0]], simple, headline),
                   pretraining={arm: (int(start.record.get("provenance", {}).get("steps") or 0),
                                      lineage.seconds(settings.arms.starts[arm], root))
                                for arm, start in starts.items()},
@@ -146,10 +147,13 @@ def _floors(settings: VerdictRun, prepared: Prepared, tested: Tested, root: Path
     return found
 
 
-def _ahead(best: Curve, simple: np.ndarray, num_groups: int, comparisons: int) -> Gain:
-    """How far a way is ahead of a floor with all labels. A floor has no seeds: its luck is the test groups' alone."""
-    last = Curve(best.scores[-1:], best.groups[-1:])
-    return gain(last, Curve((np.broadcast_to(simple, last.scores[0].shape),), last.groups), num_groups, comparisons)
+def _ahead(best: Curve, floors: Mapping[str, Spread], headline: str) -> dict[str, Difference]:
+    """How far a way is ahead of each floor with all labels. A floor has no seeds: its luck is the test groups' alone.
+    """
+    sign = 1.0 if metrics.METRICS[headline].higher_is_better else -1.0
+    return together({
+        at: Contrast((best.scores[-1] - sign * one.metrics[headline],), one.num_groups, one.support(headline))
+        for at, one in floors.items()})
 
 
 def _way(way: str, settings: VerdictRun, told: Mapping[Cell, Told], scores: tuple[Estimate, ...],

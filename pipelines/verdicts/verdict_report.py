@@ -15,9 +15,10 @@ import yaml
 from domains.publish import write_text
 from pipelines import page, report
 from pipelines.scoring import metrics
+from pipelines.scoring.comparisons import Difference
 from pipelines.scoring.outcome import duration
 from pipelines.scoring.uncertainty import Estimate
-from pipelines.verdicts.label_efficiency import Gain, Worth
+from pipelines.verdicts.label_efficiency import Worth
 
 SAMPLES = {"xray": "X-rays", "ct": "CT volumes", "multispectral": "tiles", "points": "clouds"}
 UNITS = {"xray": "patients", "ct": "patients", "multispectral": "blocks", "points": "objects"}
@@ -49,10 +50,11 @@ class Answer:
     num_groups: int
     num_rows: int
     ways: Mapping[str, Way]
-    gains: Mapping[str, Gain]
+    gains: Mapping[str, Difference]
     worths: Mapping[str, Worth | None]
+    """Of the ways that helped."""
     floors: Mapping[str, Estimate]
-    ahead: Mapping[str, Gain]
+    ahead: Mapping[str, Difference]
     """How far the recipe's way is ahead of each floor, with all labels."""
     pretraining: Mapping[str, tuple[int, float | None]]
     """Arm -> steps that its pretraining took, and seconds, where they are known."""
@@ -71,27 +73,30 @@ class Answer:
 
     def sentence(self, way: str) -> str:
         """Whether a way helped, by how much, and what it is worth in labels."""
-        gain, worth, unit = self.gains[way], self.worths[way], UNITS[self.kind]
+        gain, worth, unit = self.gains[way], self.worths.get(way), UNITS[self.kind]
         what = self._what(way)
-        if gain.low is None or gain.high is None:
+        if gain.low is None or gain.high is None or gain.detectable is None:
             remedy = "" if self.folds else " `folds` in the verdict's paragraph tests all labelled groups in turn."
-            return (f"{what}: not estimable. Averaged over budgets {self.title} is {gain.value:+.3f} beside scratch "
-                    f"(above 0 is better), but {self.num_groups} test groups and {self.seeds} seeds allow no "
-                    f"interval.{remedy}")
-        shown = f"{self.title} better by {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}], averaged over budgets"
+            found = "" if math.isnan(gain.value) else (
+                f" Averaged over budgets {self.title} is {gain.value:+.3f} beside scratch (above 0 is better).")
+            return f"{what}: not estimable, as {gain.note}.{found}{remedy}"
+        shown = f"{self.title} better by {gain.text()}, averaged over budgets"
         if gain.verdict == "no difference":
-            return (f"{what}: no difference could be shown ({self.title} {_interval(gain)} beside scratch, above 0 is "
+            return (f"{what}: no difference could be shown ({self.title} {gain.text()} beside scratch, above 0 is "
                     f"better, averaged over budgets); with these {self.num_groups} test groups and "
                     f"{self.seeds} seeds a gain under {gain.detectable:.3f} would stay invisible.")
         if gain.verdict == "hurt":
             return (f"{what} hurt: {self.title} worse by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}], "
                     "averaged over budgets.")
+        sizes = next(iter(self.ways.values())).groups
+        if len(sizes) < 2:
+            return f"{what} helped: {shown}. What it is worth in labels takes more than one budget."
         if worth is None:
             return f"{what} helped: {shown}. With all labels it does not reach what scratch reaches."
-        least = "at least " if worth.capped else ""
+        least, more = "at least " if worth.capped else "", " or more" if worth.open else ""
         return (f"{what} helped: {shown}. It is worth {least}{worth.value:.0f} labelled {unit} "
-                f"[{worth.low:.0f}, {worth.high:.0f}]: with so many fewer it reaches what scratch reaches with all "
-                f"{next(iter(self.ways.values())).groups[-1]}.")
+                f"[{worth.low:.0f}, {worth.high:.0f}{more}]: with so many fewer it reaches what scratch reaches with "
+                f"all {sizes[-1]}.")
 
     def _what(self, way: str) -> str:
         if way.startswith("pretrained") and self.pretrained_on:
@@ -117,9 +122,9 @@ class Answer:
         for name, ahead in self.ahead.items():
             if ahead.verdict not in ("no difference", "hurt"):
                 continue
-            level = "is better than" if ahead.verdict == "hurt" else "is as good as"
-            said.append(f"beware: the floor {name} {level} the models ({self.title} {self.floors[name].text()}; "
-                        f"{self.recipe[0]} minus the floor {_interval(ahead)}). What it sees may be all that they "
+            level = "is better than the models" if ahead.verdict == "hurt" else "may be as good as the models"
+            said.append(f"beware: the floor {name} {level} ({self.title} {self.floors[name].text()}; "
+                        f"{self.recipe[0]} is better by {ahead.text()}). What it sees may be all that they "
                         "use; a gain by pretraining then says nothing of the rest.")
         return said
 
@@ -130,14 +135,14 @@ class Answer:
             line: dict[str, Any] = {"way": name}
             line |= {f"{groups} groups": score.text() for groups, score in zip(way.groups, way.scores, strict=True)}
             gain = self.gains.get(name)
-            line["minus scratch"] = "-" if gain is None else _interval(gain)
+            line["better than scratch by"] = "-" if gain is None else gain.text()
             line |= {"trained": way.trained, "share": f"{way.trained / way.weights:.2%}",
                      "time": duration(way.seconds)}
             if self.watts:
                 line["kWh"] = round(way.seconds * self.watts / 3.6e6, 4)
             lines.append(line)
         last = f"{next(iter(self.ways.values())).groups[-1]} groups"
-        lines += [{"way": f"floor: {name}", last: score.text(), "recipe minus floor": _interval(self.ahead[name])}
+        lines += [{"way": f"floor: {name}", last: score.text(), "recipe better by": self.ahead[name].text()}
                   for name, score in self.floors.items()]
         return lines
 
@@ -160,12 +165,6 @@ class Answer:
         found |= {f"floor.{name.partition(' ')[0]}.{self.headline}": score.value
                   for name, score in self.floors.items() if score.value is not None}
         return found
-
-
-def _interval(gain: Gain) -> str:
-    if gain.low is None or gain.high is None:
-        return f"{gain.value:+.3f} [no interval]"
-    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
 def write(folder: Path, answer: Answer) -> str:
@@ -242,5 +241,7 @@ def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path
         page.text("Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a "
                   f"smaller budget being part of a larger one. {_tested(answer)}Differences are averaged over budgets; "
                   "their intervals count the choice of test groups and the spread between seeds, and hold the truth in "
-                  f"95 of 100 verdicts{together}. The recipe was chosen on validation rows."),
+                  f"95 of 100 verdicts{together}. Pretrained weights and the groups that have labels are taken as they "
+                  "are: what another pretraining or other labels would give is not in them. The recipe was chosen on "
+                  "validation rows."),
         page.heading("Recipe"), page.verbatim(recipe)])
