@@ -263,16 +263,18 @@ def near_leaks(rows: np.ndarray, search: Search, sides: np.ndarray, near: float,
 
 def footprints(prepared: Prepared) -> Sequence[dict[str, Any]]:
     """What `overlaps` takes; nothing for data that lies on no ground, whose facts would be read for nothing."""
-    return prepared.column("facts") if prepared.contract.kind == "multispectral" else ()
+    if prepared.contract.kind in ("xray", "ct"):
+        return ()
+    return [{name: facts[name] for name in ("bounds", "epsg", "crs") if name in facts} for facts in prepared.facts()]
 
 
 def overlaps(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(a, b, share of the smaller) of samples on different sides whose footprints overlap, some at a time; from
-    `bounds` (left, bottom, right, top) and `epsg`."""
+    `bounds` (left, bottom, right, top) and `epsg`, or `crs` where that has no number."""
     by_system: dict[str, list[int]] = defaultdict(list)
     for i, fact in enumerate(facts):
         if fact.get("bounds"):
-            by_system[str(fact.get("epsg", ""))].append(i)
+            by_system[str(fact.get("epsg") or fact.get("crs") or "")].append(i)
     for of_system in by_system.values():
         rows = np.array(of_system)
         boxes = np.array([facts[i]["bounds"] for i in of_system], np.float64)

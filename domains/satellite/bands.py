@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-Sensor = Literal["sentinel2", "landsat8", "other"]
+Sensor = Literal["sentinel2", "landsat8", "landsat7", "other"]
 
 # Centre wavelengths in nm. Sentinel-2: those of satellite A (B's differ by at most 2 nm except B12, 17 nm);
 # Landsat: OLI, the same instrument on Landsat-8 and -9.
@@ -25,11 +25,17 @@ LANDSAT8: dict[str, tuple[str, float]] = {
     "B5": ("nir", 864.7), "B6": ("swir1", 1608.9), "B7": ("swir2", 2200.7), "B8": ("pan", 589.5),
     "B9": ("cirrus", 1373.4),
 }
+LANDSAT7: dict[str, tuple[str, float]] = {
+    "B1": ("blue", 483.0), "B2": ("green", 560.0), "B3": ("red", 662.0), "B4": ("nir", 835.0), "B5": ("swir1", 1648.0),
+    "B7": ("swir2", 2206.0), "B8": ("pan", 706.0),
+}
+"""ETM+ of Landsat-7; TM of Landsat-4 and -5 has the same numbers, at wavelengths that differ by up to 2 %."""
 GENERIC: dict[str, float] = {
     "coastal": 443.0, "blue": 490.0, "green": 560.0, "red": 660.0, "rededge1": 705.0, "rededge2": 740.0,
     "rededge3": 783.0, "nir": 840.0, "nir_narrow": 865.0, "water_vapour": 945.0, "cirrus": 1375.0, "swir1": 1610.0,
     "swir2": 2200.0, "pan": 590.0,
 }
+LANDSATS = ("landsat8", "landsat7")
 SYNONYMS = {"nir08": "nir_narrow", "nir8a": "nir_narrow", "nirnarrow": "nir_narrow", "swir16": "swir1",
             "swir22": "swir2", "nir09": "water_vapour", "watervapour": "water_vapour", "watervapor": "water_vapour",
             "rededge071": "rededge1", "rededge075": "rededge2", "rededge078": "rededge3", "ultrablue": "coastal",
@@ -53,7 +59,7 @@ UNUSED = "-"
 
 def table(sensor: Sensor) -> dict[str, tuple[str, float]]:
     """Code -> (what it stands for, wavelength) of a sensor; empty for `other`, whose codes we do not know."""
-    return {"sentinel2": SENTINEL2, "landsat8": LANDSAT8, "other": {}}[sensor]
+    return {"sentinel2": SENTINEL2, "landsat8": LANDSAT8, "landsat7": LANDSAT7, "other": {}}[sensor]
 
 
 def identify(text: str, sensor: Sensor) -> str | None:
@@ -70,7 +76,7 @@ def identify(text: str, sensor: Sensor) -> str | None:
     common = re.sub(r"[\s\-_]", "", text.lower())
     common = SYNONYMS.get(common, common)
     common = "water_vapour" if common == "watervapour" else common
-    if sensor == "landsat8" and common == "nir_narrow":
+    if sensor in LANDSATS and common == "nir_narrow":
         return "nir"  # catalogues call Landsat's only near-infrared band nir08
     if sensor == "other":
         return common or None
@@ -102,7 +108,7 @@ def spell(text: str, sensor: Sensor) -> str:
                          "Remedy: correct the name, or set `sensor` to the satellite that it belongs to "
                          "(`other` takes any name). Thermal bands hold no reflectance and have no place here.")
     code = CODE.fullmatch(text.strip())
-    return f"B{code[1]}{code[2].upper()}" if code and sensor != "landsat8" else identity
+    return f"B{code[1]}{code[2].upper()}" if code and sensor not in LANDSATS else identity
 
 
 def wavelength(identity: str, sensor: Sensor) -> float | None:

@@ -19,6 +19,8 @@ METRES_PER_DEGREE = 111_320.0
 """Along a meridian; grids in degrees get their ground resolution from it."""
 ALIGNED = 0.01
 """Of a pixel: grids that lie this close are taken as one."""
+MASK_TOLERANCE = 0.5
+"""Pixels by which a mask's corners may lie beside the scene's."""
 PARAMETER = re.compile(r"\+[a-z_0-9]{1,12}(=[-+.,0-9A-Za-z]{1,40})?")
 AUTHORITY = re.compile(r"[A-Za-z]{2,10}:[A-Za-z0-9]{1,12}")
 
@@ -26,6 +28,8 @@ AUTHORITY = re.compile(r"[A-Za-z]{2,10}:[A-Za-z0-9]{1,12}")
 def place(dataset: Any) -> Place:
     """Resolution, code of the coordinate system and affine of a georeferenced data set."""
     crs, transform = dataset.crs, dataset.transform
+    if crs is None and dataset.gcps[0]:
+        raise Refused("found a raster placed by control points, expected a grid. Remedy: bring it to one (gdalwarp).")
     if crs is None or not (crs.is_geographic or crs.is_projected):  # a local system does not say where it lies
         return Place()
     step = (math.hypot(transform.b, transform.e), math.hypot(transform.a, transform.d))
@@ -72,6 +76,31 @@ def target(shape: tuple[int, int], found: Place, resolution: float | None) -> tu
         down, across = shape[0] / wanted[0], shape[1] / wanted[1]
         affine = (a * across, b * down, c, d * across, e * down, f)
     return wanted, replace(found, step=(resolution, resolution), affine=affine)
+
+
+def check_mask(dataset: Any, scene: Place) -> None:
+    """A mask has the pixels of its scene, and lies on the same ground where both say where they lie: the same number of
+    pixels is also that of the next tile, or of the same one upside down."""
+    if dataset.crs is None or scene.of_file is None:
+        return
+    own = place(dataset)
+    if own.of_file is None:
+        return
+    codes = own.epsg or own.crs, scene.epsg or scene.crs
+    if all(codes) and codes[0] != codes[1]:
+        raise Refused("mask: found another coordinate system than the scene's. Remedy: resample the mask to the scene.")
+    a, b, _, d, e, _ = scene.of_file
+    pixel = min(math.hypot(a, d), math.hypot(b, e))
+    away = max(math.dist(_at(own.of_file, *corner), _at(scene.of_file, *corner)) / pixel
+               for corner in ((0, 0), (dataset.width, 0), (0, dataset.height)))
+    if away > MASK_TOLERANCE:
+        raise Refused(f"mask: found a corner {away:.1f} pixels away from the scene's, expected the same grid. Remedy: "
+                      "correct the mask column, or resample the mask to the scene.")
+
+
+def _at(affine: tuple[float, ...], column: float, row: float) -> tuple[float, float]:
+    a, b, c, d, e, f = affine
+    return a * column + b * row + c, d * column + e * row + f
 
 
 def check_same_ground(dataset: Any, reference: Any) -> None:

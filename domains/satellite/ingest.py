@@ -21,7 +21,7 @@ import numpy as np
 from domains.contract import Channel, Contract
 from domains.sample import ManifestRow, Part, Piece, Refused
 from domains.satellite import bands as names
-from domains.satellite import deflated, georeference, units
+from domains.satellite import deflated, georeference, products, units
 from domains.satellite import scene as scenes
 from domains.satellite.bands import Sensor
 from domains.satellite.scene import Layer, Place, Scene
@@ -137,6 +137,8 @@ def _open(row: ManifestRow, settings: Multispectral, sensor: Sensor, listed: tup
     if not layers:
         raise Refused(f"found none of the bands {', '.join(settings.bands)} in it, expected at least one. "
                       "Remedy: correct `sensor`, `bands` or the names in the manifest.")
+    products.check({*path.parts, *(file.name for file in files)}, sensor, settings,
+                   any(layer.scaled for layer in layers.values()))
     finest = max((layer.shape for layer in layers.values()), key=math.prod)
     return Scene(layers, *georeference.target(finest, place, settings.resolution_m), format=form, native=finest,
                  files=files, wavelengths=told)
@@ -359,4 +361,5 @@ def _open_mask(path: Path, scene: Scene, stack: ExitStack) -> Layer:
                       "the scene. Remedy: correct the mask column, or resample the mask.")
     if np.dtype(dataset.dtypes[0]).kind not in "iub":
         raise Refused(f"mask: found {dataset.dtypes[0]}, expected whole numbers from 0 to 255.")
+    georeference.check_mask(dataset, scene.place)
     return _layer(dataset, 1)

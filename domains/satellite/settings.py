@@ -42,7 +42,8 @@ class Multispectral:
     """The channels a model gets: codes (B2, B8A) or common names (blue, nir). With several sources, the union: a file
     that lacks some has them unknown. Landsat's codes are stored as common names, since they clash with Sentinel-2's."""
     sensor: Sensor
-    """sentinel2, landsat8 (also Landsat-9) or other: what the codes mean. `other` takes any name."""
+    """sentinel2, landsat8 (also Landsat-9), landsat7 (also -4 and -5) or other: what the codes mean. `other` takes
+    any name."""
     size: tuple[int, int]
     """Rows and columns of what a model gets, in pixels."""
     kind: Literal["multispectral"] = "multispectral"

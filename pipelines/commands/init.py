@@ -40,7 +40,7 @@ READ = {
     "multispectral": [
         "read:",
         "  kind: multispectral",
-        "  sensor: sentinel2  # CHECK: sentinel2, landsat8 or other",
+        "  sensor: sentinel2  # CHECK: sentinel2, landsat8, landsat7 or other",
         "  bands: [B2, B3, B4, B8]  # CHECK: what a model gets",
         "  file_bands: [B2, B3, B4, B8]  # CHECK: the bands of your files, in file order; \"-\" passes one over",
         "  size: [64, 64]",

@@ -136,6 +136,12 @@ def test_tiles_that_only_touch_do_not_overlap() -> None:
     assert list(duplicates.overlaps(facts, np.array([0, 1, 2]))) == []
 
 
+def test_systems_that_epsg_does_not_list_are_told_apart_by_their_own_code() -> None:
+    facts = [{"bounds": [0, 0, 10, 10], "crs": "ESRI:102003"}, {"bounds": [0, 0, 10, 10], "crs": "ESRI:102008"},
+             {"bounds": [0, 0, 10, 10], "epsg": 32633}]
+    assert list(duplicates.overlaps(facts, np.array([0, 1, 2]))) == []
+
+
 def test_the_quick_search_finds_what_comparing_all_pairs_finds() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3000, 40)) * np.linspace(2, 0.1, 40)

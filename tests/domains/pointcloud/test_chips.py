@@ -17,6 +17,7 @@ from domains.pointcloud.georeference import epsg_of
 from domains.pointcloud.ingest import Points, read
 from domains.sample import Refused
 from tests.domains.pointcloud.files import row
+from tests.domains.test_duplicates import write
 
 laspy = pytest.importorskip("laspy")
 
@@ -98,8 +99,14 @@ def test_two_surveys_of_one_place_are_cut_alike_and_their_overlap_is_found(tmp_p
     sides = np.repeat([0, 2], [len(facts[0]), len(facts[1])])
     found = {(int(min(a, b)), int(max(a, b)) - len(facts[0])) for firsts, seconds, _ in
              duplicates.overlaps([*facts[0], *facts[1]], sides) for a, b in zip(firsts, seconds, strict=True)}
-    assert found == {(i, j) for i, one in enumerate(facts[0]) for j, other in enumerate(facts[1])
-                     if one["tile"] == other["tile"]}
+    same = {(i, j) for i, one in enumerate(facts[0]) for j, other in enumerate(facts[1])
+            if one["tile"] == other["tile"]}
+    assert found == same
+    splits = ["train"] * len(facts[0]) + ["test"] * len(facts[1])
+    samples = list(np.random.default_rng(0).normal(0, 1, (len(splits), 16, 3)).astype(np.float32))
+    (tmp_path / "prepared").mkdir()
+    leaks = duplicates.find(write(tmp_path / "prepared", samples, splits, [*facts[0], *facts[1]], "points"), near=2)
+    assert {(leak.a, leak.b - len(facts[0])) for leak in leaks if leak.what == "overlap"} == same
 
 
 def test_chips_do_not_depend_on_how_a_file_is_portioned_but_for_the_draw(monkeypatch: pytest.MonkeyPatch,

@@ -28,9 +28,10 @@ def raster(path: Path, values: np.ndarray, names: tuple[str, ...] = (), metres: 
     placed = {} if epsg is None else {
         "crs": f"EPSG:{epsg}", "transform": rasterio.Affine(metres, 0, corner[0], 0, -metres, corner[1])}
     path.parent.mkdir(parents=True, exist_ok=True)
+    place = {"transform": options.pop("transform")} if "transform" in options else {}
     scales, offsets = options.pop("scales", None), options.pop("offsets", None)
     with rasterio.open(path, "w", **{"driver": "GTiff", **options}, count=len(values), height=values.shape[1],
-                       width=values.shape[2], dtype=values.dtype.name, **placed) as file:
+                       width=values.shape[2], dtype=values.dtype.name, **{**placed, **place}) as file:
         file.write(values)
         if options.get("driver", "GTiff") == "GTiff":
             file.update_tags(OWNER=CANARY)

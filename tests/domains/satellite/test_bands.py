@@ -12,14 +12,16 @@ def test_spellings_of_one_band_are_one_band(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "sensor", "expected"), [
     ("B8A", "sentinel2", "nir_narrow"), ("b08a", "sentinel2", "nir_narrow"), ("B5", "sentinel2", "rededge1"),
-    ("B5", "landsat8", "nir"), ("SR_B5", "landsat8", "nir"), ("nir08", "landsat8", "nir"), ("swir16", "other", "swir1"),
+    ("B5", "landsat8", "nir"), ("B4", "landsat7", "nir"), ("SR_B6", "landsat7", None),
+    ("SR_B5", "landsat8", "nir"), ("nir08", "landsat8", "nir"), ("swir16", "other", "swir1"),
     ("B10", "landsat8", None), ("SCL", "sentinel2", None), ("B13", "sentinel2", None), ("VV", "other", "vv")])
 def test_a_number_is_understood_with_its_sensor(text: str, sensor: bands.Sensor, expected: str | None) -> None:
     assert bands.identify(text, sensor) == expected
 
 
 def test_landsat_numbers_never_reach_a_contract_where_sentinel_weights_would_take_them_for_their_own() -> None:
-    assert bands.spell("B5", "landsat8") == "nir" and bands.spell("B05", "sentinel2") == "B5"
+    assert bands.spell("B5", "landsat8") == bands.spell("B4", "landsat7") == "nir"
+    assert bands.spell("B05", "sentinel2") == "B5"
 
 
 @pytest.mark.parametrize(("text", "sensor", "expected"), [
@@ -45,7 +47,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
 
 
 def test_every_name_of_a_sensor_has_its_wavelength() -> None:
-    for sensor in ("sentinel2", "landsat8"):
+    for sensor in ("sentinel2", "landsat8", "landsat7"):
         for code in bands.table(sensor):
             identity = bands.identify(code, sensor)
             assert identity and bands.wavelength(identity, sensor) == bands.table(sensor)[code][1]

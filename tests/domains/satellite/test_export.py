@@ -96,11 +96,11 @@ def test_a_mask_from_another_resolution_lies_over_its_classes(tmp_path: Path, wh
 
 
 def test_what_holds_no_data_and_tiles_that_were_left_out_are_unknown(tmp_path: Path) -> None:
-    path, mask, truth, _ = made(tmp_path, "north up")
+    path, mask, truth, transform = made(tmp_path, "north up")
     values = scene(4, 70, 90)
     values[:, :, 64:] = 0
     values[:, 3:5, 3:5] = 0
-    raster(path, values, BANDS)
+    raster(path, values, BANDS, transform=transform)
     found = pieces(path, mask, settings(cut="tiles", zero_is_nodata=True, min_known=0.1))
     classes = None
     for piece in found:
@@ -118,8 +118,9 @@ def test_a_system_that_no_list_has_is_written_by_its_parameters_and_never_by_its
     own = rasterio.CRS.from_wkt(rasterio.CRS.from_epsg(32633).to_wkt().replace("UTM zone 33N", CANARY).replace(
         'AUTHORITY["EPSG","32633"]', "").replace("500000", "500123"))
     for crs in (own, rasterio.CRS.from_string("ESRI:102003")):
-        with rasterio.open(path, "r+") as file:
-            file.crs = crs
+        for file_of in (path, mask):
+            with rasterio.open(file_of, "r+") as file:
+                file.crs = crs
         found = pieces(path, mask, settings())
         export.write(tmp_path / "out.tif", back(found), found[0].placement, NAMES)  # type: ignore[arg-type]
         assert CANARY.encode() not in (tmp_path / "out.tif").read_bytes()

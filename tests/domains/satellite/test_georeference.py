@@ -157,3 +157,35 @@ def test_bands_that_run_in_different_directions_are_refused(tmp_path: Path) -> N
         file.write(scene(1))
     with pytest.raises(Refused, match="expected one grid"):
         pieces(tmp_path / "x", settings())
+
+
+def test_a_mask_that_lies_elsewhere_than_its_scene_is_refused(tmp_path: Path) -> None:
+    import rasterio
+
+    path = raster(tmp_path / "a.tif", scene(), BANDS)
+    classes = np.tile(np.arange(32) % 2, (32, 1)).astype(np.uint8)
+    upside_down = rasterio.Affine(10, 0, 400_000, 0, 10, 5_300_000 - 320)
+    wrong: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("next", {"corner": (400_320.0, 5_300_000.0)}, "32.0 pixels away"),
+        ("turned", {"transform": upside_down}, "32.0 pixels away"),
+        ("zone", {"epsg": 32632}, "another coordinate system"))
+    for name, placed, reason in wrong:
+        with pytest.raises(Refused, match=f"mask: found .*{reason}"):
+            ingest.read(row(path, raster(tmp_path / f"{name}.tif", classes, **placed)), settings())
+    fine: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("same", {}), ("a little off", {"corner": (400_004.0, 5_300_000.0)}), ("nowhere", {"epsg": None}))
+    for name, placed in fine:
+        (piece,) = ingest.read(row(path, raster(tmp_path / f"{name}.tif", classes, **placed)), settings())
+        assert piece.mask is not None and np.array_equal(piece.mask, classes)
+
+
+def test_a_raster_placed_by_control_points_is_refused(tmp_path: Path) -> None:
+    import rasterio
+    from rasterio.control import GroundControlPoint
+
+    path = raster(tmp_path / "a.tif", scene(), BANDS, epsg=None)
+    points = [GroundControlPoint(r, c, 4e5 + 10 * c, 5.3e6 - 10 * r) for r, c in ((0, 0), (0, 32), (32, 0))]
+    with rasterio.open(path, "r+") as file:
+        file.gcps = points, rasterio.crs.CRS.from_epsg(32633)
+    with pytest.raises(Refused, match="placed by control points"):
+        ingest.read(row(path), settings())
