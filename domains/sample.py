@@ -85,6 +85,9 @@ class Piece:
     """Tells the pieces of one file apart ("@r0c64"); appended to the row's key."""
     placement: Placement | None = None
     """Where it lies in the file, for grids; None where that cannot be told. Not stored."""
+    rows: np.ndarray | None = None
+    """M int64, for points: which of the file's points these are, from 0; None unless asked for. Stays in the process
+    that reads."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ PORTION = 1_000_000
 WHOLE = 4_000_000
 """A LAS file with more points is thinned while it is read, since only some of them are stored in the end."""
 
+ROW = "row"
+"""The attribute that numbers the points of a file, where they are numbered."""
+
 PCD_ATTRIBUTES = {"normals": CHANNELS["normals"], "colors": CHANNELS["colour"], "intensity": CHANNELS["intensity"],
                   "label": ("class",), "class": ("class",), "classification": ("class",)}
 """What Open3D calls an attribute of a PCD file, and our channels of it."""
@@ -82,17 +85,33 @@ def read(row: ManifestRow, settings: Settings) -> list[Piece]:
     classes = row.mask_path is not None
     if classes and row.mask_path != row.path:
         raise Refused("its mask is another file, expected the same one: masks of clouds are classes of their points")
+    return _read(row, settings, classes, False)
+
+
+def seen(row: ManifestRow, settings: Settings) -> list[np.ndarray]:
+    """Which points of a file `read` stores, piece by piece in their stored order: M int64 each, from 0. Raises Refused,
+    of a mesh too, whose stored points are none of the file's."""
+    pieces = _read(row, settings, False, True)
+    if any(piece.rows is None for piece in pieces):
+        raise Refused("found a mesh, expected a cloud: between the corners of a triangle there is no point of the file")
+    return [piece.rows for piece in pieces if piece.rows is not None]
+
+
+def _read(row: ManifestRow, settings: Settings, classes: bool, numbered: bool) -> list[Piece]:
+    """Pieces of a file, with the classes of their points and with their numbers in the file where asked for."""
     rng = np.random.default_rng(_seed(row.path))
     suffix, y_up = row.path.suffix.lower(), row.source in settings.y_up_sources
     if suffix in (".las", ".laz"):
-        return _las_pieces(row.path, settings, y_up, rng, classes)
-    contents, facts = _contents(row.path, suffix, settings)
+        return _las_pieces(row.path, settings, y_up, rng, classes, numbered)
+    contents, facts = contents_of(row.path, suffix, settings)
     if not classes or isinstance(contents, Mesh):  # between the corners of a triangle there is no class
         contents.more.pop("class", None)
     if classes and "class" not in contents.more:
         raise Refused("found no class of its points, expected a cloud with a column class, label or classification")
     if isinstance(contents, Mesh):
         contents, facts = _sampled(contents, settings, rng)
+    elif numbered:
+        contents.more[ROW] = np.arange(len(contents.xyz))[:, None]
     cloud = _in_metres(contents, settings, y_up)
     facts["dropped_non_finite"] = len(contents.xyz) - len(cloud.xyz)
     if not settings.tile_metres:
@@ -190,7 +209,7 @@ def _piece(cloud: Cloud, extent: Extent, top: dict[str, float], facts: dict[str,
     places = places / radius if unit_sphere else places.clip(-FARTHEST_METRES, FARTHEST_METRES)
     values = np.concatenate([places, stored(cloud, settings.features, top, settings.full_intensity)], axis=1)
     return Piece(values.astype(np.float16 if unit_sphere else np.float32), mask=classes_of(cloud), facts=facts,
-                 suffix=suffix)
+                 suffix=suffix, rows=cloud.more[ROW][:, 0] if ROW in cloud.more else None)
 
 
 def _chosen(xyz: np.ndarray, settings: Points, rng: np.random.Generator) -> np.ndarray:
@@ -204,22 +223,22 @@ def _chosen(xyz: np.ndarray, settings: Points, rng: np.random.Generator) -> np.n
 
 # ---- formats ----
 
-def _contents(path: Path, suffix: str, settings: Points) -> tuple[Mesh | Cloud, dict[str, Fact]]:
-    """What the file holds, in its own unit, and facts."""
+def contents_of(path: Path, suffix: str, settings: Points) -> tuple[Mesh | Cloud, dict[str, Fact]]:
+    """What a file other than LAS holds, in its own unit, and facts. Raises Refused."""
     if suffix in (".off", ".obj", ".stl", ".ply"):
         read_mesh = {".off": read_off, ".obj": read_obj, ".stl": read_stl, ".ply": read_ply}[suffix]
         what = suffix[1:].upper()
-        with _parsing(what):
+        with parsing(what):
             return read_mesh(path, settings.max_points), {"format": what}
     if suffix == ".pcd":
         promised = read_pcd_header(path)
         _limit("PCD", promised, settings)
         return _pcd(path, promised), {"format": "PCD"}
     if suffix == ".npy":
-        with _parsing("NPY"):
+        with parsing("NPY"):
             return read_array(path, settings.columns, settings.max_points), {"format": "NPY"}
     if suffix in (".xyz", ".txt"):
-        with _parsing("XYZ"):
+        with parsing("XYZ"):
             return read_text(path, settings.columns, settings.max_points), {"format": "XYZ"}
     raise Refused(f"found another file ending, expected one of {', '.join(SUFFIXES)}")
 
@@ -238,7 +257,7 @@ def _limit(what: str, promised: int, settings: Points) -> None:
 
 def _pcd(path: Path, promised: int) -> Cloud:
     """By Open3D's tensor reader: the older one returns zeros for binary coordinates of 8 bytes, without a word."""
-    with _parsing("PCD"):
+    with parsing("PCD"):
         cloud = _open3d().t.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
         points = cloud.point.positions.numpy()
         named = {name: cloud.point[name].numpy() for name in PCD_ATTRIBUTES if name in cloud.point}
@@ -250,21 +269,23 @@ def _pcd(path: Path, promised: int) -> Cloud:
     return Cloud(points, attributes(columns))
 
 
-def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generator, classes: bool) -> list[Piece]:
+def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generator, classes: bool,
+                numbered: bool) -> list[Piece]:
     """A LAS file portion by portion, so that of a scene that is cut, or of a very large file, only what may be stored
     is ever in memory."""
     laspy = library("laspy")
     facts: dict[str, Fact] = {"format": "LAS", "dropped_noise": 0, "dropped_non_finite": 0}
     chips, whole, found = _chips(settings, rng), [], 0
     las_header.check(path)
-    with _parsing("LAS"), laspy.open(path) as file:
+    with parsing("LAS"), laspy.open(path) as file:
         promised = int(file.header.point_count)
         _limit("LAS", promised, settings)
         streamed = bool(settings.tile_metres) or promised > WHOLE
         code = epsg_of([*file.header.vlrs, *(file.evlrs or ())])
         for portion in file.chunk_iterator(PORTION):
             found += len(portion)
-            cloud = _las_portion(portion, settings, facts, classes)
+            rows = np.arange(found - len(portion), found) if numbered else None
+            cloud = _las_portion(portion, settings, facts, classes, rows)
             metric = _in_metres(cloud, settings, y_up)
             facts["dropped_non_finite"] = int(str(facts["dropped_non_finite"])) + len(cloud.xyz) - len(metric.xyz)
             if streamed:
@@ -285,7 +306,8 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
     return [_piece(cloud, _extent(cloud), largest(cloud), facts, settings, rng, on_a_map=not y_up)]
 
 
-def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes: bool) -> Cloud:
+def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes: bool,
+                 rows: np.ndarray | None) -> Cloud:
     xyz = np.stack([np.asarray(portion.x), np.asarray(portion.y), np.asarray(portion.z)], axis=1)
     names = set(portion.point_format.dimension_names)
     columns = {name: np.asarray(portion[name]) for name in ("intensity", "red", "green", "blue")
@@ -293,18 +315,25 @@ def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes
     more: dict[str, np.ndarray] = {name: values for name, values in attributes(columns).items()
                                    if name in settings.features}
     told = np.asarray(portion.classification)
-    cloud = Cloud(xyz, {**more, "class": told[:, None]} if classes else more)
+    more |= ({"class": told[:, None]} if classes else {}) | ({} if rows is None else {ROW: rows[:, None]})
+    cloud = Cloud(xyz, more)
     if not settings.drop_noise:
         return cloud
-    wanted = np.logical_and.reduce([told != noise for noise in NOISE_CLASSES]) & (np.asarray(portion.withheld) == 0)
+    wanted = ~is_noise(portion)
     facts["dropped_noise"] = int(str(facts["dropped_noise"])) + int(np.count_nonzero(~wanted))
     return cloud.take(wanted)
+
+
+def is_noise(portion: Any) -> np.ndarray:
+    """M bool: points of a LAS file that `drop_noise` leaves out, marked by the surveyor as noise or as withheld."""
+    told = np.asarray(portion.classification)
+    return np.logical_or.reduce([told == noise for noise in NOISE_CLASSES]) | (np.asarray(portion.withheld) != 0)
 
 
 # ---- libraries ----
 
 @contextmanager
-def _parsing(what: str) -> Iterator[None]:
+def parsing(what: str) -> Iterator[None]:
     """Turn whatever a parser raises on damaged bytes into a refusal. Parsers promise no exception types, and their
     messages may quote the file, so that only the type's name is passed on."""
     try:

@@ -12,7 +12,7 @@ wheels before 0.20."""
 
 
 def library(name: str) -> ModuleType:
-    """Import open3d, laspy or fpsample, or raise ImportError with one sentence on what to install."""
+    """Import open3d, laspy, scipy or fpsample, or raise ImportError with one sentence on what to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

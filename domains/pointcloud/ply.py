@@ -25,7 +25,7 @@ Faces = list[np.ndarray]
 def read_ply(path: Path, max_points: int) -> Mesh | Cloud:
     """A mesh where the file has faces, else a cloud. Raises Refused."""
     header = read_ply_header(path, max_points)
-    columns, faces = (_text if header.layout == "ascii" else _binary)(path, header)
+    columns, faces = _contents(path, header)
     if not {"x", "y", "z"} <= set(columns):
         raise Refused("PLY: the header names no x, y, z of a vertex")
     xyz = np.stack([columns[axis] for axis in "xyz"], axis=1).astype(np.float64)
@@ -34,6 +34,15 @@ def read_ply(path: Path, max_points: int) -> Mesh | Cloud:
         return Cloud(xyz, more)
     more.pop("normals", None)
     return Mesh(xyz, triangles_of(faces, len(xyz), "PLY"), more)
+
+
+def columns_of(path: Path, header: PlyHeader) -> Columns:
+    """Numbers of each property of the vertices, by its name in the file. Raises Refused."""
+    return _contents(path, header)[0]
+
+
+def _contents(path: Path, header: PlyHeader) -> tuple[Columns, Faces]:
+    return (_text if header.layout == "ascii" else _binary)(path, header)
 
 
 # ---- binary ----

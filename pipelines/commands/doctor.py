@@ -64,6 +64,7 @@ LIBRARIES = (
     Library("rasterio", "rasterio", "satellite", "1.4"),
     Library("open3d-cpu", "open3d", "pointcloud", "0.19"),
     Library("laspy", "laspy", "pointcloud", "2.5"),
+    Library("scipy", "scipy", "pointcloud", "1.14"),
     Library("fpsample", "fpsample", "pointcloud", "0.3.3"),
     Library("mlflow", "mlflow", "tracking", "3.10"),
     Library("scikit-learn", "sklearn", "tracking", "1.6"),

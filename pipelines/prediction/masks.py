@@ -127,23 +127,36 @@ def written(found: Iterable[Mask], native: Native, out: Path, names: dict[str, s
     Args:
         names: what the mask of each row is to be called, by the row's key, without an ending (`names_for`).
     """
-    task: Task = native.record["task"]
-    meaning = dict(zip(numbers_of(task)[:len(task.classes)].tolist(), task.classes, strict=True))
+    meaning = meaning_of(native.record["task"])
     export = export_of(native)
     for mask in found:
-        result: dict[str, Any] = {"path": mask.row.key, "status": "refused" if mask.reason else "done",
-                                  "reason": mask.reason, "label": None, "probabilities": {}, "pieces": [],
-                                  "sha256": mask.sha256, "checkpoint": native.identity}
+        result = answer_of(mask.row, mask.sha256, mask.reason, native)
         if mask.numbers is not None and mask.placement is not None:
             name = f"{FOLDER}/{names[mask.row.key]}{export.ending(mask.placement)}"
             export.write(out / name, mask.numbers, mask.placement, meaning)
             counts, sizes, unit = export.measure(mask.numbers, mask.placement, meaning)
-            result |= {"mask": name, "classes": [
-                {"class": cls, "number": number, "pixels": int(counts[i]),
-                 "size": None if sizes is None else float(f"{sizes[i]:.6g}"), "unit": unit}
-                for i, (number, cls) in enumerate(meaning.items())],
-                "not_looked_at": int((mask.numbers == UNKNOWN_CLASS).sum())}
+            left = int((mask.numbers == UNKNOWN_CLASS).sum())
+            result |= {"mask": name, **counted(counts, meaning, left, sizes, unit)}
         yield result
+
+
+def meaning_of(task: Task) -> dict[int, str]:
+    """What the numbers in mask files mean, the background's first."""
+    return dict(zip(numbers_of(task)[:len(task.classes)].tolist(), task.classes, strict=True))
+
+
+def answer_of(row: ManifestRow, sha256: str, reason: str, native: Native) -> dict[str, Any]:
+    """A file's answer without a mask, as plain values: all that there is of one that was refused."""
+    return {"path": row.key, "status": "refused" if reason else "done", "reason": reason, "label": None,
+            "probabilities": {}, "pieces": [], "sha256": sha256, "checkpoint": native.identity}
+
+
+def counted(counts: Sequence[int] | np.ndarray, meaning: dict[int, str], left: int, sizes: np.ndarray | None = None,
+            unit: str = "") -> dict[str, Any]:
+    """What a mask holds: pixels (voxels, points) of each class and how large they are, and those without one."""
+    return {"classes": [{"class": cls, "number": number, "pixels": int(counts[i]),
+                         "size": None if sizes is None else float(f"{sizes[i]:.6g}"), "unit": unit}
+                        for i, (number, cls) in enumerate(meaning.items())], "not_looked_at": left}
 
 
 def export_of(native: Native) -> ModuleType:
@@ -171,9 +184,10 @@ def names_for(rows: Sequence[ManifestRow], taken: dict[str, str]) -> dict[str, s
 
 
 def _stem(path: Path) -> str:
-    """A path without the endings of images, volumes and rasters; dots in a series' number stay."""
+    """A path without the endings of images, volumes, rasters and clouds; dots in a series' number stay."""
     text = path.as_posix()
-    for ending in (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".npy"):
+    for ending in (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".npy",
+                   ".las", ".laz", ".ply", ".pcd", ".xyz", ".txt"):
         if text.lower().endswith(ending):
             return text[:-len(ending)]
     return text

@@ -25,7 +25,7 @@ from domains.publish import write_text
 from domains.quarantine import Limits
 from domains.sample import ManifestRow, Task
 from domains.worker import hash_of
-from pipelines.prediction import masks
+from pipelines.prediction import clouds, masks
 from pipelines.prediction.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
 from pipelines.prediction.test_time import way_of
 
@@ -145,12 +145,12 @@ def _masks(native: Native, rows: Sequence[ManifestRow], before: dict[str, dict[s
     if test_time:
         raise ValueError(f"test_time: found {test_time} for a model of masks, expected none: what it adapts by is the "
                          "answer to a whole file. Leave it out.")
-    if native.contract.domain == "pointcloud":
-        raise ValueError("found a model of the classes of points, expected one of pixels or voxels: clouds are not "
-                         "written yet. Score it with `lacuna evaluate`.")
     taken = {result["mask"]: path for path, result in before.items() if "mask" in result}
     names = masks.names_for(rows, taken)
-    return masks.written(masks.masks(native, rows, masks.segment_of(native), limits), native, out, names)
+    segment = masks.segment_of(native)
+    if native.contract.kind == "points":
+        return clouds.written(native, rows, segment, limits, out, names)
+    return masks.written(masks.masks(native, rows, segment, limits), native, out, names)
 
 
 def _together(native: Native, rows: Sequence[ManifestRow], test_time: str,

@@ -23,7 +23,7 @@ ALWAYS = ("torch", "numpy", "pydantic", "PyYAML", "safetensors", "pyarrow", "tqd
 BY_DOMAIN = {
     "medical": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel", "pillow"),
     "satellite": ("rasterio",),
-    "pointcloud": ("open3d-cpu", "open3d", "laspy", "lazrs", "fpsample"),
+    "pointcloud": ("open3d-cpu", "open3d", "laspy", "lazrs", "scipy", "fpsample"),
 }
 """Packages that a loaded model imports; those installed here are pinned to their versions."""
 
