@@ -145,7 +145,7 @@ def _lacking(contrast: Contrast, errors: _Errors) -> str:
 
 
 def _errors(contrast: Contrast) -> _Errors:
-    count = max(contrast.support or contrast.num_groups, 2)
+    count = max(contrast.num_groups, 2)
     narrow = count / (count - 1)  # a bootstrap's variance is that of G groups over G, not over G - 1
     resampled = np.sum([side[:, 1:].mean(axis=0) for side in contrast.sides], axis=0)
     known = ~np.isnan(resampled)
@@ -162,10 +162,23 @@ def _errors(contrast: Contrast) -> _Errors:
         apart = side[:, 1:][:, known] - side[:, 1:][:, known].mean(axis=0)
         both += narrow * float(apart.var(axis=1, ddof=1).sum()) / (seeds * (seeds - 1)) if known.sum() > 1 else 0.0
     seeds_square = sum(of_side)
-    spread = groups**2 / (count - 1) + (0.0 if math.isnan(seeds_square) else freedom_of_side)
-    total = groups + (0.0 if math.isnan(seeds_square) else seeds_square)
+    known_seeds = not math.isnan(seeds_square)
+    spread = groups**2 / freedom_of_groups(contrast.num_groups, contrast.support) + known_seeds * freedom_of_side
+    total = groups + (seeds_square if known_seeds else 0.0)
     freedom = max(1, int(total**2 / spread)) if spread > 0 else 1001
     return _Errors(math.sqrt(groups), math.sqrt(seeds_square), math.sqrt(both), freedom, resampled)
+
+
+def freedom_of_groups(num_groups: int, support: int = 0) -> float:
+    """Degrees of freedom of what `num_groups` groups say where a metric rests on `support` of them (0: on all).
+
+    Where it sets the support against the others, as AUROC sets groups with the rarer outcome against those without,
+    they are those of two means of unequal numbers (Welch 1947): 38 for 20 of 40 groups, 7 for 6 of 40.
+    """
+    if not 1 < support <= num_groups / 2:
+        return max(1, (support or num_groups) - 1)
+    others = num_groups - support
+    return float((1 / support + 1 / others)**2 / (1 / support**2 / (support - 1) + 1 / others**2 / (others - 1)))
 
 
 def _level_of_each(errors: list[_Errors]) -> float:

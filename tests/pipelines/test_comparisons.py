@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.scoring.comparisons import Contrast, alone, together
+from pipelines.scoring.comparisons import Contrast, alone, freedom_of_groups, together
 from pipelines.scoring.uncertainty import draw_groups, t_reach
 
 
@@ -104,3 +104,7 @@ def test_ways_that_never_differ_are_no_difference():
     same = Contrast((np.zeros((3, 301)),), 30)
     assert together({"a": same, "b": same})["a"].verdict == "no difference"
     assert alone(same).text() == "+0.000 [+0.000, +0.000]"
+
+
+def test_few_groups_of_the_rarer_outcome_count_for_little():
+    assert [round(freedom_of_groups(40, support), 1) for support in (0, 40, 25, 20, 6, 1)] == [39, 39, 24, 38, 6.9, 1]
