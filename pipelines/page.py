@@ -18,7 +18,7 @@ def page(title: str, parts: Sequence[str]) -> str:
     """A whole page.
 
     Args:
-        parts: what `heading`, `text`, `warning`, `table`, `picture` and `verbatim` give, in order.
+        parts: what `heading`, `text`, `strong`, `warning`, `table`, `picture` and `verbatim` give, in order.
     """
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
             f"<style>{STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n" + "\n".join(parts)
@@ -33,6 +33,11 @@ def heading(said: str) -> str:
 def text(said: str) -> str:
     """A paragraph."""
     return f"<p>{html.escape(said)}</p>"
+
+
+def strong(said: str) -> str:
+    """A paragraph that says what was found."""
+    return f"<p><strong>{html.escape(said)}</strong></p>"
 
 
 def warning(said: str) -> str:

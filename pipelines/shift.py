@@ -154,7 +154,8 @@ def run(name: str, settings: ShiftRun, root: Path) -> dict[str, Any]:
         reports = root / "reports/shift" / name
         reports.mkdir(parents=True, exist_ok=True)
         tracked.metrics(shift.flat())
-        tracked.description(shift.sentences(), report.table(shift.rows()))
+        tracked.description([*shift.answer(), shift.caution()],
+                            "\n".join([*shift.compared(primary=True), "", report.table(shift.rows())]))
         for picture in shift_report.write(reports, shift):
             tracked.picture(picture)
     print("\n".join([*shift.sentences(), *(f"note: {note}" for note in shift.notes)]))

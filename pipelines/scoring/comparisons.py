@@ -16,8 +16,9 @@ less than the Bonferroni level 5 % / m, which is the least that is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from pipelines.scoring.uncertainty import LEVEL, MAX_UNDEFINED, MIN_GROUPS, t_re
 POWER_REACH = 0.8416
 """Standard normal quantile of 0.8: a true difference this many standard errors beyond the interval's reach shows in
 four of five repeats."""
+Name = TypeVar("Name", bound=Hashable)
 DRAWS = 10_000
 """Of luck, to find the level that several differences share; at least so many."""
 
@@ -108,7 +110,7 @@ class _Errors:
         return math.sqrt(max(groups, seeds, groups + seeds - self.both**2))
 
 
-def together(contrasts: Mapping[str, Contrast]) -> dict[str, Difference]:
+def together(contrasts: Mapping[Name, Contrast]) -> dict[Name, Difference]:
     """Differences whose 95 % intervals hold all at once."""
     errors = {name: _errors(one) for name, one in contrasts.items()}
     told = [name for name, one in contrasts.items() if not _lacking(one, errors[name])]

@@ -22,7 +22,8 @@ def write(folder: Path, shift: Shift) -> list[Path]:
     were drawn."""
     rows, damage_rows = shift.rows(), shift.damage_rows()
     write_text(folder / "summary.txt", f"{report.table(rows)}\n\n"
-               + "\n".join([*shift.sentences(), *(f"note: {note}" for note in shift.notes)]) + "\n")
+               + "\n".join([*shift.sentences(), *(f"exploratory: {said}" for said in shift.compared(primary=False)),
+                            *(f"note: {note}" for note in shift.notes)]) + "\n")
     report.write_csv(folder / "table.csv", rows)
     if damage_rows:
         report.write_csv(folder / "robustness.csv", damage_rows)
@@ -118,18 +119,20 @@ def _named(shift: Shift) -> tuple[list[str], list[str]]:
 def _page(folder: Path, shift: Shift, damage_rows: list[dict[str, object]]) -> str:
     counts = "; ".join(f"{shift.num_rows[one]} labelled test rows in {shift.num_groups[one]} groups at {one}"
                        for one in shift.num_groups)
-    parts = [*(page.text(said) for said in shift.sentences()),
+    parts = [*(page.strong(said) for said in shift.answer()),
+             *(page.text(said) for said in [*shift.compared(primary=True), shift.caution()]),
              page.picture(folder / "sources.png", f"{shift.title} by source"), page.table(shift.rows()),
-             page.text(f"{counts}. Values are means over seeds, intervals 95 % over test groups, each by itself; all "
-                       "lines see the same resamples, so differences are paired. A gain is the difference from the "
-                       "same model as trained, or of a model from the first. Intervals hold the trained models "
-                       "fixed, so a difference under two standard errors between seeds is not counted; between seeds "
-                       f"{shift.title} spreads by {_spread(shift)}.")]
+             page.text(f"* primary. {counts}. Values are means over seeds. A gain is the difference from the same "
+                       "model as trained, or of a model from the first. Scores have intervals of 95 % over test "
+                       "groups, for the models as they are; those of differences count the spread between seeds too, "
+                       f"which is {_spread(shift)} in {shift.title}. All lines see the same resamples.")]
+    parts += [page.heading("Exploratory"), *(page.text(said) for said in shift.compared(primary=False))]
     parts += [page.text(f"Note: {note}") for note in shift.notes]
     if damage_rows:
         parts += [page.heading(f"Under damage, at {shift.source}"),
                   page.text("Stored samples were damaged before normalisation, each in the same manner for every "
-                            "model; curves begin with the samples as they are. Bands are 95 % over test groups."),
+                            "model; curves begin with the samples as they are. Bands are 95 % over test groups, each "
+                            "by itself, for the models as they are: exploratory."),
                   page.picture(folder / "robustness.png", f"{shift.title} over the strength of each corruption"),
                   page.table(damage_rows)]
     if (folder / "reliability.png").is_file():
