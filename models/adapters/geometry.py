@@ -59,21 +59,23 @@ class LocalAttention(nn.Module):
         self.to_qkv = nn.Parameter(nn.init.xavier_uniform_(like.new_empty(3 * settings.attention_width, width)))
         self.back = nn.Parameter(nn.init.xavier_uniform_(like.new_empty(width, settings.attention_width)))
 
-    def forward(self, near: Tensor, centre: Tensor) -> Tensor:
-        """near B G K E, centre B G E -> B G E"""
+    def forward(self, near: Tensor, centre: Tensor, real: Tensor | None = None) -> Tensor:
+        """near B G K E, centre B G E; real B K, which of a neighbourhood are no repetition, None for all -> B G E"""
         q, k, v = linear(layer_norm(near, near.shape[-1:]), self.to_qkv).chunk(3, -1)           # B G K A
-        seen = near + linear(fused_attention(q, k, v, None), self.back)
+        seen = near + linear(fused_attention(q, k, v, None if real is None else real[:, None, None]), self.back)
         pooled = gelu(layer_norm(seen.amax(2), near.shape[-1:]))
         return pooled + self.centre_share * centre
 
 
 class Neighbourhood:
-    """Who is near whom in the batch at hand. Tokens that are filler are nobody's neighbours."""
+    """Who is near whom in the batch at hand. Tokens that are filler are nobody's neighbours, and a sample has as many
+    centres and neighbours as it would have alone: what it is told does not depend on the batch that it is in."""
 
     def __init__(self, places: Places, attention: LocalAttention, num_centres: int | None, neighbours: int) -> None:
         self.places, self.attention = places, attention
         self.num_centres, self.neighbours = num_centres, neighbours
         self.centres = self.near = self.around = self.weights = torch.empty(0)
+        self.real: Tensor | None = None
 
     def find(self, valid: Tensor | None) -> None:
         """valid B V"""
@@ -83,7 +85,13 @@ class Neighbourhood:
         self.centres = farthest_point_sampling(place, num, usable=valid)                        # B G into V
         centre = place.gather(1, self.centres[..., None].expand(-1, -1, 3))
         self.near = nearest_neighbours(centre, place, min(self.neighbours, count), valid)       # B G K into V
+        self.real = None
         gap = torch.cdist(place.float(), centre.float(), compute_mode="donot_use_mm_for_euclid_dist")
+        if valid is not None:
+            tokens = valid.sum(1, keepdim=True).clamp(min=1)                                    # B 1
+            own = tokens.clamp(max=self.num_centres) if self.num_centres else (tokens // 2).clamp(min=1)
+            gap = gap.masked_fill((torch.arange(num, device=gap.device) >= own)[:, None], torch.inf)
+            self.real = torch.arange(self.near.shape[2], device=gap.device) < tokens            # B K
         nearest = gap.topk(min(PROPAGATED, num), dim=-1, largest=False)
         closeness = 1 / (nearest.values.square() + 1e-8)
         self.around = nearest.indices                                                           # B V 3 into G
@@ -91,7 +99,7 @@ class Neighbourhood:
 
     def tell(self, tokens: Tensor) -> Tensor:
         """B V E -> B V E"""
-        return self.hand_back(self.attention(_take(tokens, self.near), _take(tokens, self.centres)))
+        return self.hand_back(self.attention(_take(tokens, self.near), _take(tokens, self.centres), self.real))
 
     def hand_back(self, said: Tensor) -> Tensor:
         """said B G E -> B V E: the mean of the nearest centres by inverse squared distance"""

@@ -25,7 +25,7 @@ from models.adapters.seams import EVERY_LINEAR, Places, added, inner_blocks, mer
 from models.adapters.surroundings import Narrow
 from models.encoder.patches import Patches, see_all
 from models.encoder.tokenizers import GroupTokenizer
-from models.encoder.transformer import Encoder
+from models.encoder.transformer import Encoder, max_of_valid
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,7 @@ class FrozenTrunk(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x + code if self.every_block and i else x, valid)
         count = self.places.place.shape[1]
-        tokens = self.norm(x)[:, -count:]
-        if valid is not None:
-            tokens = tokens.masked_fill(~valid[:, -count:, None], float("-inf"))
-        out: Tensor = tokens.amax(1)
-        return out
+        return max_of_valid(self.norm(x)[:, -count:], None if valid is None else valid[:, -count:])
 
 
 class Memory(nn.Module):

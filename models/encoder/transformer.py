@@ -255,6 +255,14 @@ def mean_of_valid(tokens: Tensor, valid: Tensor | None) -> Tensor:
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+def max_of_valid(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """tokens B V E, valid B V -> B E; 0 where a sample has none"""
+    if valid is None:
+        return tokens.amax(1)
+    most = tokens.masked_fill(~valid[..., None], float("-inf")).amax(1)
+    return most.masked_fill(~valid.any(1, keepdim=True), 0.0)
+
+
 def init_linear(module: nn.Module) -> None:
     """Xavier for every Linear, as in MAE: with the usual small normal, deep masked encoders start too slowly."""
     if isinstance(module, nn.Linear):

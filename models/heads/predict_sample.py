@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.encoder.batch_norm import SyncedBatchNorm1d
 from models.encoder.patches import Features, Patches
-from models.encoder.transformer import mean_of_valid
+from models.encoder.transformer import max_of_valid, mean_of_valid
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class PredictSample(nn.Module):
         pooled = width * (2 if settings.pool.endswith("_max") else 1)
         self.norm: nn.Module = nn.Identity() if settings.norm == "none" else nn.LayerNorm(pooled, settings.norm_eps)
         if settings.batch_norm:
-            self.norm = nn.BatchNorm1d(pooled, affine=False, eps=1e-6)
+            self.norm = SyncedBatchNorm1d(pooled, affine=False, eps=1e-6)
         self.drop = nn.Dropout(settings.dropout)
         self.before: nn.Module = nn.Identity()
         if settings.hidden:
@@ -88,9 +88,9 @@ class PredictSample(nn.Module):
             case "summary":
                 return features.summary
             case "summary_max":
-                return torch.cat([features.summary, _max_of_valid(features)], -1)
+                return torch.cat([features.summary, max_of_valid(features.tokens, features.valid)], -1)
             case "mean_max":
-                return torch.cat([mean_of_valid(features.tokens, features.valid), _max_of_valid(features)], -1)
+                return torch.cat([pool(features.tokens, features.valid) for pool in (mean_of_valid, max_of_valid)], -1)
             case "mean_with_prompts":
                 return _mean_with(features, _prompts(features))
             case "prompts":
@@ -119,9 +119,3 @@ def normed_layers(widths: Sequence[int], dropout: float) -> nn.Sequential:
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), SyncedBatchNorm1d(after), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
-
-
-def _max_of_valid(features: Features) -> Tensor:
-    if features.valid is None:
-        return features.tokens.amax(1)
-    return features.tokens.masked_fill(~features.valid[..., None], float("-inf")).amax(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.encoder.batch_norm import SyncedBatchNorm1d
 from models.encoder.patches import Features, Patches, see_all, take
 from models.encoder.point_ops import nearest_neighbours
-from models.encoder.transformer import mean_of_valid
+from models.encoder.transformer import max_of_valid, mean_of_valid
 from models.heads.segment_grid import SegmentHead
 
 BLOCKS = 3
@@ -86,5 +86,4 @@ def brought(tokens: Tensor, centres: Tensor, places: Tensor, valid: Tensor | Non
 
 def _of_all(tokens: Tensor, valid: Tensor | None) -> Tensor:
     """B V E -> B 2E: the maximum and the mean over the groups that there are."""
-    hidden = tokens if valid is None else tokens.masked_fill(~valid[..., None], float("-inf"))
-    return torch.cat([hidden.amax(1), mean_of_valid(tokens, valid)], -1)
+    return torch.cat([max_of_valid(tokens, valid), mean_of_valid(tokens, valid)], -1)

@@ -24,7 +24,11 @@ class Imbalance:
 
 
 class TaskLoss(nn.Module):
-    """Cross-entropy, masked binary cross-entropy or squared error of standardised numbers."""
+    """Cross-entropy, masked binary cross-entropy or squared error of standardised numbers.
+
+    A mean over known labels. While training it is divided by how many a batch has on average, not by how many this one
+    has: so micro-batches, and the shares of several devices, add up to their batch wherever the unknown ones lie.
+    """
 
     weight: Tensor
     mean: Tensor
@@ -36,9 +40,12 @@ class TaskLoss(nn.Module):
         self.register_buffer("weight", torch.ones(num_outputs))
         self.register_buffer("mean", torch.zeros(num_outputs))
         self.register_buffer("std", torch.ones(num_outputs))
+        self.known_per_row: float | None = None
+        """Labels that a training row has on average; None before `fit`."""
 
     def fit(self, labels: Tensor, imbalance: Imbalance) -> None:
         """Take class weights, or the mean and scale of numbers, from the training labels (n L)."""
+        self.known_per_row = float((~labels.isnan()).sum(1).float().mean())
         if self.kind == "regression":
             for i, column in enumerate(labels.T):
                 seen = column[~column.isnan()]
@@ -49,7 +56,9 @@ class TaskLoss(nn.Module):
     def forward(self, prediction: Tensor, labels: Tensor) -> Tensor:
         """prediction B O, labels B L -> scalar; 0 when every label of the batch is unknown."""
         known = ~labels.isnan()
-        count = known.sum().clamp(min=1)
+        count: Tensor | float = known.sum().clamp(min=1)
+        if self.training and self.known_per_row:
+            count = len(labels) * self.known_per_row
         match self.kind:
             case "single_label":
                 target = labels[:, 0].nan_to_num(nan=-100).long()
@@ -75,8 +84,8 @@ def _class_weights(kind: str, labels: Tensor, num_outputs: int, imbalance: Imbal
     """single_label: a weight per class with mean 1 over the training rows. multi_label: negatives per positive."""
     if kind == "single_label":
         classes = labels[~labels[:, 0].isnan(), 0].long()
-        count = torch.bincount(classes, minlength=num_outputs).float().clamp(min=1)
-        weight = count.sum() / (num_outputs * count)
+        count = torch.bincount(classes, minlength=num_outputs).float()
+        weight = count.sum() / ((count > 0).sum() * count.clamp(min=1))
     else:
         positive = (labels == 1).sum(0).float().clamp(min=1)
         weight = (labels == 0).sum(0).float().clamp(min=1) / positive
