@@ -105,6 +105,28 @@ def test_among_points_red_hides_neighbours_together_and_blue_does_not():
     assert fate["red"] > 0.7 and 0.4 < fate["blue"] < 0.6 and fate["green"] > fate["purple"]
 
 
+@pytest.mark.parametrize("colour", ["red", "green"])
+def test_among_points_noise_is_as_alike_at_a_distance_as_the_filters_make_it(colour):
+    """White noise under the difference of two Gaussians has the covariance of their convolutions, each a Gaussian."""
+    narrow, wide, batch = 0.75, 1.5, 1500
+    lattice = torch.cartesian_prod(*[torch.arange(4.0)] * 3)                # neighbours are 1 apart
+    points = Patches(torch.zeros(batch, 64, 1), lattice.expand(batch, -1, -1))
+    field = ColourNoiseMasking(colour=colour, sigma=narrow, wide_sigma=wide).noise(points, chance(0, batch))
+    alike = torch.corrcoef(field.T)[0]                                      # 64: with the corner
+
+    def covariance(distance: torch.Tensor, *widths: float) -> torch.Tensor:
+        mean_square = sum(width**2 for width in widths) / 2
+        return mean_square**-1.5 * torch.exp(-distance.square() / (4 * mean_square))
+
+    def expected(distance: torch.Tensor) -> torch.Tensor:
+        red = covariance(distance, narrow, narrow)
+        return red if colour == "red" else (red - 2 * covariance(distance, narrow, wide)
+                                            + covariance(distance, wide, wide))
+    apart = lattice.double().norm(dim=1)
+    torch.testing.assert_close(alike, expected(apart) / expected(0 * apart), rtol=0, atol=0.1)
+    assert float(alike[apart > 2.5].mean()) == pytest.approx(0.0 if colour == "red" else -0.05, abs=0.03)
+
+
 @pytest.mark.parametrize("colour", COLOURS)
 def test_masks_among_points_do_not_depend_on_the_unit_of_length(colour):
     cut, masking = cloud(), ColourNoiseMasking(colour=colour)

@@ -135,6 +135,31 @@ def test_filler_at_the_end_of_the_lists_changes_nothing():
     torch.testing.assert_close(model.decode(two, patches, padded)[:, :27], model.decode(one, patches, plain))
 
 
+def test_the_alignment_is_the_weighted_mean_of_squares_over_hidden_patches_that_there_are():
+    model, x = make("image")
+    model.eval()
+    known = partly_known("image", x)
+    patches = model.encoder.tokenizer.patchify(x * known, known)
+    mask = model.masking(patches, chance())
+    assert mask.hidden_valid is not None and not mask.hidden_valid.all(), "the case has filler"
+    square = (model.regress(patches, mask) - model.encode_hidden(patches, mask)).square().mean(-1)
+    by_hand = torch.stack([row[valid].mean() for row, valid in zip(square, mask.hidden_valid, strict=True)]).mean()
+    torch.testing.assert_close(model(x * known, known, chance())["alignment"], 2 * by_hand)
+
+
+def test_a_query_knows_its_own_place_and_looks_at_the_other_queries():
+    model, x = make("image")
+    model.eval()
+    patches = model.encoder.tokenizer.patchify(x)
+    mask = Mask(torch.arange(9).expand(BATCH, -1), torch.tensor([20, 30, 35]).expand(BATCH, -1))
+    codes = model.regress(patches, mask)
+    assert float((codes[:, 0] - codes[:, 1]).detach().abs().amax(-1).min()) > 0.01
+    turned = model.regress(patches, mask._replace(hidden=mask.hidden.flip(1)))
+    torch.testing.assert_close(turned.flip(1), codes)
+    fewer = model.regress(patches, mask._replace(hidden=mask.hidden[:, :2]))
+    assert float((fewer[:, 0] - codes[:, 0]).detach().abs().max()) > 1e-4
+
+
 @pytest.mark.parametrize(("tokenizer", "changes", "said"), [
     (Groups(), {}, "groups of points take chamfer"),
     (Grid(), {"masking": ChannelMasking()}, "needs one token per band")])
