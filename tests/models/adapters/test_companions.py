@@ -1,5 +1,5 @@
-"""What a sample is told depends neither on the batch that it is in nor on samples that hold nothing, whatever adapter is
-on the encoder. The union of adapters is read from its settings, so that a new one joins by being added to it."""
+"""What a sample is told depends neither on the batch that it is in nor on samples that hold nothing, whatever adapter
+is on the encoder. The union of adapters is read from its settings, so that a new one joins by being added to it."""
 
 import typing
 

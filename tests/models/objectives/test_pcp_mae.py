@@ -78,6 +78,32 @@ def test_seen_groups_are_encoded_as_if_they_were_alone():
     torch.testing.assert_close(model.encode(patches, mask)[0].tokens, model.encoder(patches, mask).tokens)
 
 
+def test_hidden_groups_look_at_seen_and_hidden_ones():
+    model, x = make()
+    model.eval()
+    patches = model.encoder.tokenizer.patchify(x)
+    mask = Mask(torch.arange(5).expand(BATCH, -1), torch.arange(5, 12).expand(BATCH, -1))
+    before = model.encode(patches, mask)[1].detach()
+    for changed, told in ((2, [0, 1, 2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6])):
+        values = patches.values.clone()
+        values[:, changed] *= 2
+        after = model.encode(patches._replace(values=values), mask)[1].detach()
+        moved = (after - before).abs().amax((0, 2)) > 1e-6
+        assert moved.nonzero().flatten().tolist() == told
+
+
+def test_the_error_of_centres_is_a_tenth_of_the_mean_square_of_their_sines_and_cosines():
+    model, x = make()
+    model.eval()
+    patches = model.encoder.tokenizer.patchify(x)
+    mask = model.masking(patches, chance())
+    true = patches.place.gather(1, mask.hidden[..., None].expand(-1, -1, 3))
+    waves = true[..., None] / 10000 ** (torch.arange(4) / 4)                # 24 numbers: 4 frequencies for each axis
+    target = torch.cat([waves.sin(), waves.cos()], -1).flatten(2)
+    by_hand = 0.1 * (model.encode(patches, mask)[1] - target).square().mean()
+    torch.testing.assert_close(model(x, None, chance())["centres"], by_hand)
+
+
 def test_the_points_error_leaves_the_predicted_centres_alone_unless_asked():
     for detach in (True, False):
         model, x = make()
