@@ -46,6 +46,6 @@ def told(described: Any) -> Placement | None:
     """A placement from JSON, as a reading process tells it. Raises ValueError, KeyError or TypeError."""
     if described is None:
         return None
-    return Placement(shape=tuple(map(int, described["shape"])), axes=tuple(map(int, described["axes"])),
-                     **{name: tuple(map(float, described[name])) for name in ("starts", "steps", "affine")},
+    numbers = {name: tuple(described[name]) for name in ("starts", "steps", "affine")}
+    return Placement(tuple(map(int, described["shape"])), tuple(map(int, described["axes"])), **numbers,
                      crs=str(described["crs"]))

@@ -26,12 +26,14 @@ from domains.placement import told
 from domains.reading_process import Child
 from domains.sample import DTYPES, Fact, ManifestRow, Piece, mask_shape
 
-WINDOW_PER_WORKER = 16
+WINDOW_PER_WORKER = 64
 """Rows that may be read ahead of the one that is due, per worker: a slow file must not let results pile up."""
 READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
 SMALL_REQUESTS = 16_384
 """Requests below this size together fit the pipe while the child is busy, so that sending them cannot block."""
+DISHONEST = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What it comes to when a frame is taken apart that no honest child sends."""
 MAX_REASON = 300
 MAX_FACT_TEXT = 100
 
@@ -235,7 +237,7 @@ class _Pool:
             child.start_clock()
         except EOFError:
             self._replace(child, "")
-        except (ValueError, KeyError, TypeError):
+        except DISHONEST:
             self._replace(child, "the reader broke its protocol")
 
     def _finish(self, child: Child, header: dict[str, Any], payload: bytearray) -> None:
@@ -294,8 +296,7 @@ def _hash_or_nothing(row: ManifestRow) -> str:
 
 
 def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any], payload: bytearray) -> Outcome:
-    """What a frame of a reading process says of a row. Raises ValueError, KeyError or TypeError on one that no honest
-    process sends."""
+    """What a frame of a reading process says of a row. Raises one of DISHONEST on one that no honest process sends."""
     known: Any = {"sha256": str(header.get("sha256", ""))[:64], "peak_bytes": int(header.get("peak_bytes", 0))}
     if "refused" in header:
         return Outcome(row, index, reason=_one_line(str(header["refused"])), **known)
@@ -305,7 +306,7 @@ def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any], payload:
         mask = None
         if described["mask_shape"] is not None:
             mask, offset = _array(payload, offset, described["mask_dtype"], described["mask_shape"])
-        pieces.append(Piece(values, mask, _facts(described["facts"]), str(described["suffix"]),
+        pieces.append(Piece(values, mask, _facts(described["facts"]), _code(described["suffix"]),
                             told(described["placement"])))
     if offset != len(payload):
         raise ValueError("arrays do not fill their frame")
@@ -327,9 +328,15 @@ def _array(payload: bytearray, offset: int, dtype: str, shape: Sequence[int]) ->
 def _facts(raw: Mapping[str, Any]) -> dict[str, Fact]:
     for name, fact in raw.items():
         for value in fact if isinstance(fact, list) else [fact]:
-            if not isinstance(value, str | int | float) or len(f"{name}{value}") > MAX_FACT_TEXT:
-                raise ValueError("a fact that is no number or short code")
+            if not isinstance(value, str | int | float) or not _code(f"{name}{value}"):
+                raise ValueError("a fact that is neither number nor text")
     return dict(raw)
+
+
+def _code(text: str) -> str:
+    if len(text) > MAX_FACT_TEXT or not text.isprintable():
+        raise ValueError("a text that is no short code")
+    return text
 
 
 def _one_line(text: str) -> str:

@@ -20,9 +20,9 @@ MOST_PATIENCE = 3
 """Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
 PIPE_BYTES = 2**20
 """What a child may write before the parent has read it."""
-INBOX_BYTES = 2**16
+INBOX_BYTES = 2**18
 """Read beyond what is asked for: of small samples one call brings whole frames."""
-MOST_AHEAD, AHEAD_SECONDS = 8, 0.02
+MOST_AHEAD, AHEAD_SECONDS = 32, 0.05
 """Rows that a child has in hand, the one that it reads included: two, or more where they take so little time that it
 answers several at once."""
 ACCOUNT_SECONDS = 0.5

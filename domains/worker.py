@@ -47,14 +47,14 @@ TIDY_SHARE = 0.25
 """Share of the memory limit that a child may hold on to between files before it gives back what it can."""
 
 
-MEMORY_SECONDS = 0.005
+MEMORY_SECONDS = 0.02
 """For how long what the kernel says of a process's memory is taken to be true still: asking after every file costs a
 small one 1 or 2 %, and in so short a time none leaves much behind."""
 MOST_PARTS = 512
 """Pieces of memory that are written by one call; Linux takes 1,024."""
 SMALL_FILE = 2**18
 """Bytes of a file that is hashed in one go, and for which the reply to the one before may wait."""
-HELD_BYTES, HELD_SECONDS = 2**16, 0.005
+HELD_BYTES, HELD_SECONDS = 2**18, 0.02
 """Replies that are sent together: waking the parent costs both sides, a file of a millisecond most of all."""
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    order = json.loads(next(requests))
+    order = json.loads(requests.line())
     begun = Count(order["begun"])
     limit_process(order["memory_bytes"])
     most = int(TIDY_SHARE * order["memory_bytes"])
@@ -73,14 +73,13 @@ def main() -> None:
         module = importlib.import_module(order["module"])
         settings = decode(order["settings"])
     except ImportError as error:
-        replies.add(text_of({"missing": str(error)}))
+        replies.add({"missing": str(error)})
         replies.flush()
         return
-    replies.add(text_of({"ready": True}))
+    replies.add({"ready": True})
     replies.flush()
     memory = _Memory(most)
-    for line in requests:
-        row = asked(line)
+    for row in requests:
         if replies.held and not _is_small(row):
             replies.flush()
         begun.up()
@@ -115,15 +114,14 @@ class Count:
 
 
 class _Requests:
-    """The lines that the parent sends."""
+    """What the parent asks for. All lines that have come are read at once: between two files, whose reading displaces
+    everything from the processor's caches, each would take several times as long."""
 
     def __init__(self, file: int) -> None:
-        self._file, self._lines, self._rest = file, deque[bytes](), b""
+        self._file, self._rows, self._lines, self._rest = file, deque[ManifestRow](), deque[bytes](), b""
 
-    def __iter__(self) -> _Requests:
-        return self
-
-    def __next__(self) -> bytes:
+    def line(self) -> bytes:
+        """The next line as it came. Raises StopIteration at the end."""
         while not self._lines:
             some = os.read(self._file, 2**16)
             if not some:
@@ -132,25 +130,34 @@ class _Requests:
             self._lines.extend(whole)
         return self._lines.popleft()
 
+    def __iter__(self) -> _Requests:
+        return self
+
+    def __next__(self) -> ManifestRow:
+        if not self._rows:
+            self._rows.append(asked(self.line()))
+            self._rows.extend(map(asked, self._lines))
+            self._lines.clear()
+        return self._rows.popleft()
+
     @property
     def waiting(self) -> bool:
-        """Whether the next line is here, without asking the system."""
-        return bool(self._lines)
+        """Whether the next row is here, without asking the system."""
+        return bool(self._rows)
 
 
 class _Replies:
-    """Frames on their way to the parent."""
+    """Frames on their way to the parent; like requests, they are put into words together."""
 
     def __init__(self, file: int) -> None:
         self._file, self._since, self._num_bytes = file, 0.0, 0
-        self.held: list[memoryview] = []
+        self.held: list[tuple[dict[str, Any], Sequence[np.ndarray]]] = []
 
-    def add(self, header: bytes, arrays: Sequence[np.ndarray] = ()) -> None:
+    def add(self, header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
         """One more frame."""
         self._since = self._since if self.held else time.monotonic()
-        frame = _frame(header, arrays)
-        self.held += frame
-        self._num_bytes += sum(map(len, frame))
+        self.held.append((header, arrays))
+        self._num_bytes += sum(array.nbytes for array in arrays)
 
     @property
     def are_due(self) -> bool:
@@ -159,7 +166,7 @@ class _Replies:
 
     def flush(self) -> None:
         """Send all that is held."""
-        _write_out(self._file, self.held)
+        _write_out(self._file, [part for header, arrays in self.held for part in _frame(header, arrays)])
         self.held, self._num_bytes = [], 0
 
 
@@ -213,7 +220,8 @@ class _Memory:
         return self.peak
 
 
-def _answer(module: Any, settings: object, row: ManifestRow, memory: _Memory) -> tuple[bytes, list[np.ndarray]]:
+def _answer(module: Any, settings: object, row: ManifestRow, memory: _Memory
+            ) -> tuple[dict[str, Any], list[np.ndarray]]:
     header: dict[str, Any] = {}
     try:
         links.refuse_leading_out([row.path], row.within)
@@ -221,10 +229,9 @@ def _answer(module: Any, settings: object, row: ManifestRow, memory: _Memory) ->
         found: list[Piece] | Part = module.read(row, settings)
         pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
         arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
-        return text_of({**header, "pieces": [describe(piece) for piece in pieces],
-                        "peak_bytes": memory.peak_bytes()}), arrays
+        return {**header, "pieces": [describe(piece) for piece in pieces], "peak_bytes": memory.peak_bytes()}, arrays
     except Exception as error:
-        return text_of({**header, **_told(error), "peak_bytes": memory.peak_bytes()}), []
+        return {**header, **_told(error), "peak_bytes": memory.peak_bytes()}, []
 
 
 def _told(error: Exception) -> dict[str, Any]:
@@ -260,22 +267,22 @@ def describe(piece: Piece) -> dict[str, Any]:
     return {"dtype": name, "shape": list(piece.values.shape), "facts": piece.facts,
             "suffix": piece.suffix, "mask_shape": None if piece.mask is None else list(piece.mask.shape),
             "mask_dtype": None if piece.mask is None else piece.mask.dtype.name,
-            "placement": None if piece.placement is None else dataclasses.asdict(piece.placement)}
+            "placement": None if piece.placement is None else vars(piece.placement)}
 
 
-def text_of(header: dict[str, Any]) -> bytes:
-    """A frame's header. Raises TypeError where facts hold what JSON does not."""
-    return _AS_TEXT.encode(header).encode()
-
-
-def send(stream: IO[bytes], header: bytes, arrays: Sequence[np.ndarray] = ()) -> None:
-    """Write one frame to an unbuffered stream: lengths, a header from `text_of`, the bytes of the arrays."""
+def send(stream: IO[bytes], header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+    """Write one frame to an unbuffered stream."""
     _write_out(stream.fileno(), _frame(header, arrays))
 
 
-def _frame(header: bytes, arrays: Sequence[np.ndarray]) -> list[memoryview]:
+def _frame(header: dict[str, Any], arrays: Sequence[np.ndarray]) -> list[memoryview]:
+    """Lengths, header, the bytes of the arrays."""
+    try:
+        text = _AS_TEXT.encode(header).encode()
+    except (TypeError, ValueError) as error:  # facts that JSON does not hold
+        return _frame({"sha256": header.get("sha256", ""), **_told(error)}, ())
     bodies = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
-    return [memoryview(LENGTHS.pack(len(header), sum(map(len, bodies))) + header), *bodies]
+    return [memoryview(LENGTHS.pack(len(text), sum(map(len, bodies))) + text), *bodies]
 
 
 def _write_out(file: int, frames: Sequence[memoryview]) -> None:

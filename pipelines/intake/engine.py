@@ -160,13 +160,12 @@ def read_part(order: str, part: str) -> int:
     return number
 
 
-def _described(outcome: Outcome) -> tuple[bytes, list[np.ndarray]]:
+def _described(outcome: Outcome) -> tuple[dict[str, Any], list[np.ndarray]]:
     header = {"index": outcome.index, "part": outcome.row.part, "more": outcome.more, "sha256": outcome.sha256,
               "peak_bytes": outcome.peak_bytes, "pieces": [worker.describe(piece) for piece in outcome.pieces]}
     if outcome.reason:
         header["refused"] = outcome.reason
-    return worker.text_of(header), [array for piece in outcome.pieces for array in (piece.values, piece.mask)
-                                    if array is not None]
+    return header, [array for piece in outcome.pieces for array in (piece.values, piece.mask) if array is not None]
 
 
 def _outcomes(part: Path, begin: int, chunk: Sequence[ManifestRow]) -> Iterator[Outcome]:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.faults import seeds
 from domains import worker
-from domains.quarantine import Limits, Outcome, Reader, fault, read_all, spare_children
+from domains.quarantine import DISHONEST, Limits, Outcome, Reader, fault, outcome_of, read_all, spare_children
 from domains.reading_process import Child
 from domains.sample import ManifestRow, Piece
 from tests.domains.hostile_reader import Hostile, Nested
@@ -34,7 +34,7 @@ def read(rows: list[ManifestRow], limits: Limits = LIMITS) -> list[Outcome]:
 
 def test_one_bad_file_is_quarantined_alone_whatever_it_does(tmp_path: Path) -> None:
     verbs = {2: "segfault", 3: "segfault", 7: "sleep", 11: "raise", 12: "refuse", 13: "bomb", 14: "hidden", 17: "exit",
-             23: "spin", 39: "segfault"}
+             23: "spin", 29: "lie", 39: "segfault"}
     outcomes = read(make_rows(tmp_path, verbs, 40))
     reasons = {i: outcome.reason for i, outcome in enumerate(outcomes) if outcome.reason}
     assert sorted(reasons) == sorted(verbs)
@@ -43,6 +43,7 @@ def test_one_bad_file_is_quarantined_alone_whatever_it_does(tmp_path: Path) -> N
     assert reasons[12] == "transfer syntax 1.2.3 is not read"
     assert reasons[13] == reasons[14] == "needs more memory than the 2 GiB of limits.memory_gb"
     assert "exit code 3" in reasons[17]
+    assert reasons[29] == "the reader broke its protocol"
     assert all(len(outcome.sha256) == 64 for outcome in outcomes)
 
 
@@ -129,6 +130,33 @@ def test_values_masks_and_facts_arrive_as_they_were_made(tmp_path: Path) -> None
     assert piece.values.dtype == np.uint8 and piece.values.shape == (1, 4, 5)
     assert piece.mask is not None and (piece.mask == 7).all() and piece.mask.shape == (4, 5)
     assert piece.facts == {"exact": 1.5, "list": [1, 2]}
+
+
+HONEST = {"dtype": "uint8", "shape": [2, 2], "facts": {"format": "x", "spacing": [1.0, 2.0]}, "suffix": "@1",
+          "mask_shape": None, "placement": None}
+
+
+@pytest.mark.parametrize("changed", [
+    {"dtype": "object"}, {"dtype": ["uint8"]}, {"shape": [float("inf")]}, {"shape": [float("nan"), 4]}, {"shape": "22"},
+    {"shape": [-2, -2]}, {"shape": [2, 3]}, {"shape": [2**70, 2**70]}, {"shape": None}, {"facts": [1]}, {"facts": None},
+    {"facts": {"name": {"a": "b"}}}, {"facts": {"name": "x" * 200}}, {"facts": {"name": "a\nb"}},
+    {"facts": {"n": None}},
+    {"suffix": "x" * 200}, {"suffix": "\x1b[2J"}, {"suffix": 3}, {"mask_shape": [9], "mask_dtype": "uint8"},
+    {"placement": 3}, {"placement": {"shape": [1e400, 1]}},
+    {"placement": {"shape": [2, 2], "axes": [0, 1], "starts": ["0", 0], "steps": [1, 1], "affine": [], "crs": ""}},
+    {"placement": {"shape": [2, 2], "axes": [0, 1], "starts": [10**400, 0], "steps": [1, 1], "affine": [], "crs": ""}}])
+def test_what_no_honest_child_says_is_not_believed(tmp_path: Path, changed: dict[str, object]) -> None:
+    row = make_rows(tmp_path, {}, 1)[0]
+    assert outcome_of(row, 0, {"pieces": [HONEST], "more": False}, bytearray(4)).pieces[0].suffix == "@1"
+    with pytest.raises(DISHONEST):
+        outcome_of(row, 0, {"pieces": [{**HONEST, **changed}], "more": False}, bytearray(4))
+
+
+@pytest.mark.parametrize("header", [[], "x", {}, {"pieces": 3, "more": False}, {"pieces": []},
+                                    {"pieces": [], "more": False, "peak_bytes": float("inf")}])
+def test_a_header_of_another_kind_is_not_believed(tmp_path: Path, header: object) -> None:
+    with pytest.raises(DISHONEST):
+        outcome_of(make_rows(tmp_path, {}, 1)[0], 0, header, bytearray())  # type: ignore[arg-type]
 
 
 def test_an_exceptions_text_never_reaches_the_parent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
