@@ -33,6 +33,8 @@ SETTINGS: dict[str, Any] = {"sample": SampleRun, "ingest": DataRun, "pretrain": 
 FILES = {"params.yaml": yaml.safe_load((ROOT / "params.yaml").read_text()),
          "examples/real/params.yaml": yaml.safe_load((ROOT / "examples/real/params.yaml").read_text()),
          "examples/methods/params.yaml": yaml.safe_load((ROOT / "examples/methods/params.yaml").read_text()),
+         "examples/segmentation/params.yaml": yaml.safe_load(
+             (ROOT / "examples/segmentation/params.yaml").read_text()),
          "examples/shift/params.yaml": yaml.safe_load((ROOT / "examples/shift/params.yaml").read_text()),
          "examples/claims/params.yaml": yaml.safe_load((ROOT / "examples/claims/params.yaml").read_text())}
 RUNS = [pytest.param(file, stage, name, id=f"{file}:{stage}.{name}") for file, params in FILES.items()

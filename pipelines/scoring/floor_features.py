@@ -106,13 +106,33 @@ class PixelsFloor:
 
 
 @dataclass(frozen=True)
+class PointsFloor:
+    """Of segmentation: each point by its height above the lowest of its sample, its features, and the shape of its
+    surroundings."""
+
+    kind: Literal["points"]
+    points: int = 20_000
+    """Training points that are looked at, as many of every class as there are."""
+    neighbours: tuple[int, ...] = (16, 64)
+    """Numbers of nearest points whose shape is looked at: of points, since their density differs from file to file."""
+    place: bool = False
+    """Look at where a point lies in its sample too: objects that all stand the same way betray their parts by it."""
+
+    def __post_init__(self) -> None:
+        if self.points < 100 or any(count < 4 for count in self.neighbours):
+            raise ValueError(f"found points {self.points} and neighbours {list(self.neighbours)}, expected at least "
+                             "100 points and neighbours from 4 on, such as [16, 64].")
+
+
+@dataclass(frozen=True)
 class PriorFloor:
     """Of segmentation: the mean training mask, the same for every sample of one size."""
 
     kind: Literal["prior"]
 
 
-FloorSettings = (FactsFloor | ManifestFloor | IntensityFloor | ThumbnailFloor | ShapeFloor | PixelsFloor | PriorFloor)
+FloorSettings = (FactsFloor | ManifestFloor | IntensityFloor | ThumbnailFloor | ShapeFloor | PixelsFloor | PointsFloor
+                 | PriorFloor)
 
 
 def features(prepared: Prepared, settings: FloorSettings, rows: npt.NDArray[np.int64], train: npt.NDArray[np.int64],
@@ -140,7 +160,7 @@ def features(prepared: Prepared, settings: FloorSettings, rows: npt.NDArray[np.i
                 raise ValueError(f"floor shape: found {prepared.contract.kind} data, expected points. "
                                  "Remedy: use intensity or thumbnail.")
             return np.stack([outline(np.asarray(prepared.values(int(i))), settings.scale_free) for i in rows])
-        case PixelsFloor() | PriorFloor():
+        case PixelsFloor() | PointsFloor() | PriorFloor():
             raise AssertionError("floors of masks look at pixels, not at samples")
 
 

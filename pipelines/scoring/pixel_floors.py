@@ -1,6 +1,8 @@
-"""Floors of segmentation: what can be told of a pixel by its own value and its surroundings, and what by its place.
+"""Floors of segmentation: what can be told of a pixel (voxel, point) by its own value and its surroundings, and what
+by its place.
 
-Legend: n samples, K classes that are not background, N pixels of a sample, C channels, F features, T thresholds.
+Legend: n samples, K classes that are not background, N pixels or points of a sample, C channels, F features,
+T thresholds.
 
 Water shows in the ratio of two bands, a lung in its Hounsfield units, and a heart lies where hearts lie. A deep model
 must beat what these alone give. Both floors end in probabilities per pixel, and one rule makes masks of them: the most
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -18,16 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from domains.contract import Contract
-from domains.sample import UNKNOWN_CLASS
+from domains.sample import UNKNOWN_CLASS, mask_shape
 from domains.store import Prepared
 from pipelines.scoring import metrics, overlap
-from pipelines.scoring.floor_features import PixelsFloor, PriorFloor, known_values
+from pipelines.scoring.floor_features import PixelsFloor, PointsFloor, PriorFloor, known_values
 from pipelines.scoring.metrics import Floats
+from pipelines.scoring.point_floors import point_features
 from pipelines.training.true_masks import true_mask
 
 Rows = npt.NDArray[np.int64]
 Tell = Callable[[int], npt.NDArray[np.float32]]
 """Row of the index -> (K+1) ... probabilities."""
+Describe = Callable[[np.ndarray], npt.NDArray[np.float32]]
+"""Stored values of a sample -> N F."""
 
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 MAX_TRAIN_ROWS, MAX_VAL_ROWS = 240, 120
@@ -36,8 +42,8 @@ MAX_BANDS = 16
 """Of more bands no ratios are made: there would be hundreds."""
 
 
-def mask_floor(prepared: Prepared, task: str, settings: PixelsFloor | PriorFloor, parts: tuple[Rows, Rows, Rows],
-               headline: str, seed: int = 0) -> tuple[Floats, str]:
+def mask_floor(prepared: Prepared, task: str, settings: PixelsFloor | PointsFloor | PriorFloor,
+               parts: tuple[Rows, Rows, Rows], headline: str, seed: int = 0) -> tuple[Floats, str]:
     """Learn from the first rows, choose by the second, and count what is right on the third.
 
     Returns:
@@ -82,7 +88,8 @@ def place_model(prepared: Prepared, task: str, train: Rows) -> list[tuple[str, T
     shapes = {prepared.shape(int(row)) for row in prepared.rows(split=("train", "val", "test"), task=task)}
     if len(shapes) != 1 or prepared.contract.kind == "points":
         raise ValueError(f"floor prior: found {prepared.contract.kind} samples of {len(shapes)} shapes, expected grids "
-                         "of one shape: only then does a place mean the same in all. Remedy: use pixels.")
+                         "of one shape: only then does a place mean the same in all. Remedy: use "
+                         f"{'points' if prepared.contract.kind == 'points' else 'pixels'}.")
     labels = prepared.labels(task)
     often = np.zeros((len(about.outputs) + 1, *next(iter(shapes))[1:]))
     looked = np.zeros_like(often)
@@ -97,13 +104,13 @@ def place_model(prepared: Prepared, task: str, train: Rows) -> list[tuple[str, T
     return [("place", lambda row: share)]
 
 
-def pixel_models(prepared: Prepared, task: str, settings: PixelsFloor, train: Rows,
+def pixel_models(prepared: Prepared, task: str, settings: PixelsFloor | PointsFloor, train: Rows,
                  seed: int) -> list[tuple[str, Tell]]:
-    """A linear model and boosted trees on the features of single pixels, fitted on a balanced sample of them."""
-    if prepared.contract.kind == "points":
-        raise ValueError("floor pixels: found points, expected pictures or volumes. Remedy: leave this floor out.")
+    """A linear model and boosted trees on the features of single pixels or points, fitted on a balanced sample of them.
+    Raises ValueError for pixels of points, and the other way round."""
+    describe, count = described(prepared.contract, settings)
     outputs = len(prepared.contract.tasks[task].outputs)
-    x, y = balanced(prepared, task, settings, train, seed)
+    x, y = balanced(prepared, task, describe, count, train, seed)
     models = []
     with warnings.catch_warnings():
         # A linear model that has not converged is a weaker candidate, and validation rows choose.
@@ -111,13 +118,24 @@ def pixel_models(prepared: Prepared, task: str, settings: PixelsFloor, train: Ro
         for name, model in _candidates(seed):
             if len(np.unique(y)) > 1:
                 model.fit(x, y)
-            models.append((name, _teller(prepared, settings, model, outputs, y)))
+            models.append((name, _teller(prepared, describe, model, outputs, y)))
     return models
 
 
-def balanced(prepared: Prepared, task: str, settings: PixelsFloor, train: Rows,
+def described(contract: Contract, settings: PixelsFloor | PointsFloor) -> tuple[Describe, int]:
+    """What tells the features of a sample's pixels or points, and how many of these are to be learnt from."""
+    if isinstance(settings, PointsFloor) != (contract.kind == "points"):
+        wanted = "pixels" if isinstance(settings, PointsFloor) else "points"
+        raise ValueError(f"floor {settings.kind}: found {contract.kind} data, expected "
+                         f"{'points' if wanted == 'pixels' else 'pictures or volumes'}. Remedy: use {wanted}.")
+    if isinstance(settings, PointsFloor):
+        return partial(point_features, settings=settings), settings.points
+    return partial(pixel_features, contract=contract, settings=settings), settings.pixels
+
+
+def balanced(prepared: Prepared, task: str, describe: Describe, count: int, train: Rows,
              seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Features and class of a bounded number of training pixels, as many of every class as there are.
+    """Features and class of `count` training pixels at most (rounded up), as many of every class as there are.
 
     Background counts only in samples where every class was looked for: elsewhere it may be one of them.
     """
@@ -135,17 +153,17 @@ def balanced(prepared: Prepared, task: str, settings: PixelsFloor, train: Rows,
     xs: list[npt.NDArray[np.float32]] = []
     ys: list[npt.NDArray[np.int64]] = []
     for row in sorted({row for held in holders for row in held}):
-        features = pixel_features(prepared.values(row), prepared.contract, settings)
+        features = describe(prepared.values(row))
         truth = true_mask(prepared, task, row).reshape(-1)
         for k, held in enumerate(holders):
             if row in held:
                 here = np.flatnonzero(truth == k)
-                share = -(-settings.pixels // ((outputs + 1) * len(held)))
+                share = -(-count // ((outputs + 1) * len(held)))
                 chosen = here if len(here) <= share else rng.choice(here, share, replace=False)
                 xs.append(features[chosen])
                 ys.append(np.full(len(chosen), k, np.int64))
     if not xs:
-        raise ValueError("floor pixels: found no training pixel of a known class, expected some. Remedy: look at the "
+        raise ValueError("floor: found no training pixel or point of a known class, expected some. Remedy: look at the "
                          "masks with `lacuna describe`.")
     return np.concatenate(xs), np.concatenate(ys)
 
@@ -215,16 +233,15 @@ def _candidates(seed: int) -> list[tuple[str, Any]]:
     return [("logistic", linear), ("boosted trees", trees)]
 
 
-def _teller(prepared: Prepared, settings: PixelsFloor, model: Any, outputs: int,
-            y: npt.NDArray[np.int64]) -> Tell:
+def _teller(prepared: Prepared, describe: Describe, model: Any, outputs: int, y: npt.NDArray[np.int64]) -> Tell:
     """A fitted model asked about every pixel of a sample. Classes that no training pixel has get probability 0."""
     seen = np.unique(y)
 
     def tell(row: int) -> npt.NDArray[np.float32]:
         values = prepared.values(row)
-        x = pixel_features(values, prepared.contract, settings)
+        x = describe(values)
         told = np.zeros((outputs + 1, len(x)), np.float32)
         told[seen] = model.predict_proba(x).T if len(seen) > 1 else 1.0
-        return told.reshape(outputs + 1, *values.shape[1:])
+        return told.reshape(outputs + 1, *mask_shape(values.shape))
 
     return tell

@@ -128,5 +128,5 @@ def test_a_floor_that_means_nothing_is_refused_before_any_model_is_asked(tmp_pat
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     project(tmp_path, "xray", monkeypatch, 60)
     monkeypatch.setattr(evaluate, "predict_arm", lambda *args: pytest.fail("asked"))
-    with pytest.raises(ValueError, match="found intensity for a segmentation task, expected pixels or prior"):
+    with pytest.raises(ValueError, match="found intensity for a segmentation task, expected pixels, points or prior"):
         evaluate.run("discs", asked("xray", floors=[{"kind": "intensity"}]), tmp_path)

@@ -15,7 +15,7 @@ from domains.store import Writer, open_prepared
 from pipelines.scoring import metrics
 from pipelines.scoring.floor_features import IntensityFloor, PixelsFloor, PriorFloor
 from pipelines.scoring.floors import floor
-from pipelines.scoring.pixel_floors import balanced, local_mean, pixel_features
+from pipelines.scoring.pixel_floors import balanced, described, local_mean, pixel_features
 from tests.fabricate import contract_of, prepare
 from tests.pipelines.mask_data import TASK, prepare_masks
 
@@ -56,7 +56,8 @@ def test_pixels_find_what_is_told_by_brightness_and_the_same_twice(tmp_path: Pat
 
 def test_the_pixels_that_are_learnt_from_are_balanced_bounded_and_of_known_classes(tmp_path: Path) -> None:
     prepared = open_prepared(prepare_masks(tmp_path / "x"))
-    x, y = balanced(prepared, "discs", PIXELS, prepared.rows(split="train", task="discs"), 0)
+    describe, count = described(prepared.contract, PIXELS)
+    x, y = balanced(prepared, "discs", describe, count, prepared.rows(split="train", task="discs"), 0)
     often = np.bincount(y)
     assert len(often) == 3 and len(x) == len(y) <= 1600 and often.max() < 1.3 * often.min()
 
@@ -91,7 +92,7 @@ def test_pixels_that_may_look_at_places_find_what_always_lies_in_the_middle(tmp_
 
 def test_a_floor_that_says_nothing_of_such_a_task_is_refused(tmp_path: Path) -> None:
     discs, plain = open_prepared(prepare_masks(tmp_path / "x")), open_prepared(prepare(tmp_path / "y"))
-    with pytest.raises(ValueError, match="found intensity for a segmentation task, expected pixels or prior"):
+    with pytest.raises(ValueError, match="found intensity for a segmentation task, expected pixels, points or prior"):
         floor(discs, "discs", IntensityFloor("intensity"), np.arange(2), ROOT, "dice")
     with pytest.raises(ValueError, match="found pixels for a single_label task"):
         floor(plain, "bright", PIXELS, np.arange(2), ROOT, "auroc")
