@@ -134,7 +134,8 @@ def test_areas_are_square_metres_on_any_grid(tmp_path: Path) -> None:
     assert place is not None
     counts, sizes, unit = export.measure(truth, place, NAMES)
     assert unit == "m2" and sizes is not None and np.allclose(sizes, counts * 73.0)
-    raster(path, scene(4, 70, 90), BANDS, metres=0.0001, corner=(11.0, 60.0), epsg=4326)
+    for file, values, names in ((path, scene(4, 70, 90), BANDS), (mask, truth, ())):
+        raster(file, values, names, metres=0.0001, corner=(11.0, 60.0), epsg=4326)
     place = pieces(path, mask, settings())[0].placement
     assert place is not None
     counts, sizes, unit = export.measure(truth, place, NAMES)
