@@ -12,6 +12,11 @@ from domains.sample import Refused
 
 SHORTEST_LINE = len("1 2 3\n")
 COMMENTS = ("#", "//")
+MARK = "\ufeff".encode().decode("latin-1")
+"""What some programs put before the first letter of a text in UTF-8."""
+PLACES = {"easting": "x", "east": "x", "northing": "y", "north": "y", "elevation": "z", "elev": "z", "height": "z",
+          "altitude": "z"}
+"""What surveyors call the axes."""
 
 
 def read_array(path: Path, columns: Sequence[str], max_points: int) -> Cloud:
@@ -27,23 +32,34 @@ def read_array(path: Path, columns: Sequence[str], max_points: int) -> Cloud:
 
 def read_text(path: Path, columns: Sequence[str], max_points: int) -> Cloud:
     """Numbers parted by white space, commas or semicolons, one point on each line. Lines that begin with a comment sign
-    are passed over; the first line may name the columns, in a comment or not. Raises Refused."""
+    are passed over. The line above the numbers may name the columns, and must name x, y and z then unless `columns`
+    does; so may a comment in the first line. Raises Refused."""
     _limit("XYZ", path.stat().st_size // SHORTEST_LINE, max_points)
     with path.open(encoding="latin-1") as file:
-        first, lines = "", []
+        first, lines = "", list[str]()
         for line in file:
-            bare = line.strip()
+            bare = line.removeprefix(MARK).strip() if not (first or lines) else line.strip()
             if bare and not first:
                 first = bare
             if bare and not bare.startswith(COMMENTS):
-                lines.append(line)
+                lines.append(bare)
     delimiter = next((sign for sign in ",;" if lines and sign in lines[0]), None)
-    if lines and not _is_number(lines[0].split(delimiter)[0]):
-        lines = lines[1:]
+    header = lines[0] if lines and not _is_number(lines[0].split(delimiter)[0]) else ""
+    lines = lines[1:] if header else lines
     if not lines:
         return Cloud(np.zeros((0, 3)))
-    names = _as_told("XYZ", columns, len(lines[0].split(delimiter))) or _as_named(first, delimiter) or ["x", "y", "z"]
-    return _cloud(np.loadtxt(lines, dtype=np.float64, delimiter=delimiter, usecols=range(len(names)), ndmin=2), names)
+    names = _as_told("XYZ", columns, len(lines[0].split(delimiter))) or _as_named(header or first, delimiter)
+    if header and not names:
+        raise Refused("XYZ: found a line above the numbers that names columns, but not x, y and z, each once. Remedy: "
+                      "say under `columns` what they are")
+    names = names or ["x", "y", "z"]
+    try:
+        table = np.loadtxt(lines, dtype=np.float64, delimiter=delimiter, usecols=range(len(names)), ndmin=2)
+    except ValueError as error:
+        raise Refused(f"XYZ: found a line without {len(names)} numbers such as 1.5, parted by "
+                      f"{'white space' if delimiter is None else delimiter}. It may be cut off, have decimal commas, "
+                      "or begin with a number of points. Remedy: write one point on each line") from error
+    return _cloud(table, names)
 
 
 def _as_told(what: str, columns: Sequence[str], found: int) -> list[str]:
@@ -56,7 +72,7 @@ def _as_told(what: str, columns: Sequence[str], found: int) -> list[str]:
 def _as_named(first: str, delimiter: str | None) -> list[str]:
     """Columns as a first line like `//X Y Z R G B` names them, empty where it names none."""
     words = [word.strip().strip('"') for word in first.lstrip("#/ ").split(delimiter)]
-    names = [WORDS.get(word.lower(), "-") for word in words if word]
+    names = [WORDS.get(word.lower(), PLACES.get(word.lower(), "-")) for word in words if word]
     named = [name for name in names if name != "-"]
     good = {"x", "y", "z"} <= set(named) and len(set(named)) == len(named)
     return names if good else []

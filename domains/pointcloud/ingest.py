@@ -23,7 +23,7 @@ from domains.pointcloud.chips import Chips, Extent
 from domains.pointcloud.cloud import CHANNELS, Cloud, Mesh, attributes, classes_of, join, largest, span, stored
 from domains.pointcloud.columns import read_array, read_text
 from domains.pointcloud.farthest import farthest_first
-from domains.pointcloud.georeference import epsg_of
+from domains.pointcloud.georeference import epsg_of, metres_of
 from domains.pointcloud.headers import read_pcd_header
 from domains.pointcloud.libraries import library
 from domains.pointcloud.obj import read_obj
@@ -42,6 +42,10 @@ FARTHEST_AMONG = 2**18
 """Points of a cloud, drawn at random, among which farthest ones are chosen: some 0.3 s and a dozen megabytes."""
 FARTHEST_OF_MESH = 4
 """Points that are drawn by area for each farthest one that is stored."""
+ROUNDED = 0.002
+"""Share of a cloud's extent that the rounding of its coordinates may be."""
+UNIT_TOLERANCE = 1e-4
+"""The two feet differ by 2e-6, which is 10 m at five million; at a scene's size it is nothing."""
 NOISE_CLASSES = (7, 18)
 """ASPRS classes of points that the surveyor has marked as noise: low and high."""
 PORTION = 1_000_000
@@ -108,6 +112,7 @@ def _read(row: ManifestRow, settings: Settings, classes: bool, numbered: bool) -
         contents.more.pop("class", None)
     if classes and "class" not in contents.more:
         raise Refused("found no class of its points, expected a cloud with a column class, label or classification")
+    _refuse_rounded(contents.vertices if isinstance(contents, Mesh) else contents.xyz)
     if isinstance(contents, Mesh):
         contents, facts = _sampled(contents, settings, rng)
     elif numbered:
@@ -152,6 +157,23 @@ def _in_metres(cloud: Cloud, settings: Points, y_up: bool) -> Cloud:
         xyz = xyz[:, [2, 0, 1]]
         more |= {name: values[:, [2, 0, 1]] for name, values in more.items() if name == "normals"}
     return Cloud(xyz, more)
+
+
+def _refuse_rounded(xyz: np.ndarray) -> None:
+    """Numbers of 32 bits tell 0.5 m apart at a northing of five million: an object that was saved so lies on a few
+    planes, and its file does not say it."""
+    finite = xyz[np.isfinite(xyz).all(axis=1)]
+    if not len(finite):
+        return
+    low, high = span(finite)
+    across = float((high - low).max())
+    for axis, most in zip(finite.T, np.maximum(abs(low), abs(high)), strict=True):
+        if most < np.finfo(np.float32).max and np.array_equal(axis, axis.astype(np.float32)):
+            step = float(np.spacing(np.float32(most)))
+            if step > ROUNDED * across > 0:
+                raise Refused(f"found coordinates up to {most:.0f} in 32 bits, which lie {step:.2g} apart there, in a "
+                              f"file that is {across:.3g} across. Remedy: save it in 64 bits, or take an offset off "
+                              "before")
 
 
 def _extent(cloud: Cloud) -> Extent:
@@ -281,7 +303,9 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
         promised = int(file.header.point_count)
         _limit("LAS", promised, settings)
         streamed = bool(settings.tile_metres) or promised > WHOLE
-        code = epsg_of([*file.header.vlrs, *(file.evlrs or ())])
+        records = [*file.header.vlrs, *(file.evlrs or ())]
+        code = epsg_of(records)
+        _check_unit(*metres_of(records), settings)
         for portion in file.chunk_iterator(PORTION):
             found += len(portion)
             rows = np.arange(found - len(portion), found) if numbered else None
@@ -304,6 +328,19 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
         return [_piece(cloud, extent, chips.largest, facts, settings, rng, on_a_map=not y_up)]
     cloud = join(whole)
     return [_piece(cloud, _extent(cloud), largest(cloud), facts, settings, rng, on_a_map=not y_up)]
+
+
+def _check_unit(told: float | None, height: float | None, settings: Points) -> None:
+    """Surveys of one archive come in metres and in feet, and say so."""
+    if told and height and abs(told - height) > UNIT_TOLERANCE * told:
+        raise Refused(f"LAS: found heights in a unit of {height:.6g} m and a plan in one of {told:.6g} m, expected one "
+                      "unit. Remedy: reproject the file")
+    if told == 0:
+        raise Refused("LAS: its coordinates are degrees, expected a length. Remedy: reproject the file to a metric "
+                      "coordinate system")
+    if told is not None and settings.metric and abs(told - settings.metres_per_unit) > UNIT_TOLERANCE * told:
+        raise Refused(f"LAS: found a unit of {told:.6g} m, expected {settings.metres_per_unit:.6g} as set. Remedy: set "
+                      "metres_per_unit to the file's, or reproject files of another unit")
 
 
 def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes: bool,

@@ -17,6 +17,8 @@ from domains.pointcloud.headers import CORNERS, Element, PlyHeader, Property, re
 from domains.pointcloud.polygons import by_corners, triangles_of
 from domains.sample import Refused
 
+STRIPS = ("tristrips", "tristrip", "triangle_strips")
+"""Elements that hold strips of triangles."""
 Columns = dict[str, np.ndarray]
 Faces = list[np.ndarray]
 """Arrays of n corners, one per number of corners."""
@@ -25,6 +27,7 @@ Faces = list[np.ndarray]
 def read_ply(path: Path, max_points: int) -> Mesh | Cloud:
     """A mesh where the file has faces, else a cloud. Raises Refused."""
     header = read_ply_header(path, max_points)
+    _refuse_other_faces(header)
     columns, faces = _contents(path, header)
     if not {"x", "y", "z"} <= set(columns):
         raise Refused("PLY: the header names no x, y, z of a vertex")
@@ -43,6 +46,16 @@ def columns_of(path: Path, header: PlyHeader) -> Columns:
 
 def _contents(path: Path, header: PlyHeader) -> tuple[Columns, Faces]:
     return (_text if header.layout == "ascii" else _binary)(path, header)
+
+
+def _refuse_other_faces(header: PlyHeader) -> None:
+    """A mesh whose faces are told in another way would look like a cloud of its corners."""
+    for element in header.elements:
+        if element.name in STRIPS and element.count:
+            raise Refused("PLY: its triangles stand in strips, which are not read. Remedy: save the mesh with faces")
+        if element.name == "face" and element.count and not any(one.name in CORNERS and one.count
+                                                                for one in element.properties):
+            raise Refused(f"PLY: found faces without a list named {' or '.join(CORNERS)}, expected one")
 
 
 # ---- binary ----

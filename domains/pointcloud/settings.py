@@ -81,6 +81,11 @@ class Points:
         if not 0 <= self.tile_metres < float("inf"):
             raise ValueError(f"tile_metres: found {self.tile_metres}, expected a side in metres, or 0 for no tiles.")
 
+    @property
+    def metric(self) -> bool:
+        """Whether lengths count."""
+        return self.scale == "metres" or self.tile_metres > 0
+
 
 def _check_columns(columns: tuple[str, ...]) -> None:
     named = [name for name in columns if name != "-"]

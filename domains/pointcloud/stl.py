@@ -43,9 +43,13 @@ def _binary(path: Path, size: int, promised: int, max_points: int) -> np.ndarray
 def _text(path: Path, size: int, max_points: int) -> np.ndarray:
     _limit(size // (3 * SHORTEST_VERTEX), max_points)
     with path.open(encoding="latin-1") as file:
-        lines = [line for line in file if line.lstrip()[:6].lower() == "vertex"]
-    if not lines or len(lines) % 3:
-        raise Refused(f"STL: found {len(lines)} corners, expected three per triangle")
+        told = [line for line in file if line.lstrip()[:6].lower() in ("vertex", "facet ", "endsol", "end so")]
+    lines = [line for line in told if line.lstrip()[:6].lower() == "vertex"]
+    facets = sum(line.lstrip()[:6].lower() == "facet " for line in told)
+    if not lines or len(lines) != 3 * facets:
+        raise Refused(f"STL: found {len(lines)} corners in {facets} triangles, expected three in each")
+    if told[-1].lstrip()[:3].lower() != "end":
+        raise Refused("STL: the file ends early, before a line that ends the solid")
     try:
         return np.loadtxt(lines, dtype=np.float64, usecols=(1, 2, 3), ndmin=2)
     except (ValueError, IndexError) as error:
