@@ -38,7 +38,7 @@ from pipelines.settings import build, plain
 from pipelines.tracking import tracking
 from pipelines.tracking.tracked_run import Run
 from pipelines.training.batches import Batch, Source, domain_code
-from pipelines.training.pool import pool_rows
+from pipelines.training.pool import SPLITS, Split, pool_rows
 from pipelines.training.processes import follows
 from pipelines.training.resume import work_folder
 from pipelines.training.training import Machine, Optimisation
@@ -72,6 +72,9 @@ class AdaptRun:
     the first made."""
     sources: tuple[str, ...] = ()
     """Learn from these sources only; empty: all."""
+    splits: tuple[Split, ...] = SPLITS
+    """Learn from these splits only. [unlabelled]: from no group with labels, so that a verdict may test all of these in
+    folds."""
     objective: ObjectiveSettings | None = field(default=None, metadata={"without_kind": MaskedAutoencoderSettings})
     """What is hidden and how it is predicted, as in `pretrain`; null: as the start was pretrained."""
     keep_parts: bool = True
@@ -114,7 +117,7 @@ def run(name: str, settings: AdaptRun, root: Path, resume_despite_code_change: b
                else build(code.augment.Augment, settings.augment, f"adapt.{name}.augment"))
     for sentence in start.said:
         print(f"start: {sentence}")
-    source = Source(prepared, start.contract, code, pool_rows(prepared, settings.sources))
+    source = Source(prepared, start.contract, code, pool_rows(prepared, settings.sources, settings.splits))
     work = work_folder(root, "adapt", name, [settings, prepared.digest, start.record["weights_sha256"]],
                        resume_despite_code_change)
     kept_in = root if settings.keep_parts else None

@@ -31,7 +31,7 @@ from pipelines.settings import build, plain
 from pipelines.tracking import tracking
 from pipelines.training.batches import Batch, Source, domain_code, in_order
 from pipelines.training.estimate import announce, with_memory_advice
-from pipelines.training.pool import group_hashes, pool_rows
+from pipelines.training.pool import SPLITS, Split, group_hashes, pool_rows
 from pipelines.training.processes import follows
 from pipelines.training.reconstruction import reconstruction_rows
 from pipelines.training.resume import Work, work_folder
@@ -74,6 +74,9 @@ class PretrainRun:
     stands here, and not in the objective, because DVC asks every paragraph for the same dependencies."""
     sources: tuple[str, ...] = ()
     """Learn from these sources only; empty: all."""
+    splits: tuple[Split, ...] = SPLITS
+    """Learn from these splits only. [unlabelled]: from no group with labels, so that a verdict may test all of these in
+    folds."""
     encoder: AnyEncoderSettings | None = field(default=None, metadata={"without_kind": EncoderSettings})
     """The encoder; null: what the `start` holds, which is all that may be given beside one; from scratch a base
     transformer."""
@@ -128,7 +131,7 @@ def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change
     encoder = start.build()
     initialise(encoder, settings.initialisation, settings.seed)
     objective = build_objective(settings.objective, encoder, teacher.build() if teacher else None)
-    rows = pool_rows(prepared, settings.sources)
+    rows = pool_rows(prepared, settings.sources, settings.splits)
     source = Source(prepared, shared_contract(start, teacher), code, rows)
     work = work_folder(root, "pretrain", name, [settings, prepared.digest, *(
         one.record.get("weights_sha256", "") for one in (start, teacher) if one)], resume_despite_code_change)

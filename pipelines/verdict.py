@@ -261,7 +261,8 @@ def refuse_leaks(prepared: Prepared, settings: VerdictRun, starts: dict[str, Sta
     if settings.folds:
         rows = np.union1d(rows, all_labelled(prepared, settings.task))
         what, remedy = "groups of the folds", ("with folds every labelled group is tested, so pretrain on rows without "
-                                               "a label alone (`sources` of the pretrain run), or leave `folds` out.")
+                                               "a label alone (`splits: [unlabelled]` of the pretrain run), or leave "
+                                               "`folds` out.")
     held = {str(column[row]) for row in rows}
     for arm, start in starts.items():
         seen = groups_seen(start.record, held)

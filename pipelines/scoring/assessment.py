@@ -16,10 +16,11 @@ import numpy.typing as npt
 from domains.sample import Task
 from domains.store import LEAKS, Prepared
 from pipelines.scoring import overlap
+from pipelines.scoring.comparisons import beside
 from pipelines.scoring.evaluation_record import ArmResult, Cost, Evaluation, FloorResult
 from pipelines.scoring.floors import Floor
 from pipelines.scoring.metrics import Floats
-from pipelines.scoring.uncertainty import Spread, by_source, differences, estimates, output_estimates, seed_std, spread
+from pipelines.scoring.uncertainty import Spread, by_source, estimates, output_estimates, seed_std, spread
 
 if TYPE_CHECKING:
     from pipelines.evaluate import EvaluateRun
@@ -86,12 +87,19 @@ def assess(name: str, asked: EvaluateRun, headline: str, tuned: Mapping[str, Any
     return Evaluation(
         name=name, domain=asked.domain, finetune=asked.finetune, data=tuned["data"], task=unseen.task_name, kind=kind,
         outputs=unseen.task.outputs, headline=headline, baseline=baseline, arms=results,
-        paired={arm: differences(whole[arm], whole[baseline]) for arm in others},
-        paired_per_source={arm: {source: differences(part[arm], part[baseline])[headline]
+        paired=beside({arm: whole[arm] for arm in others}, whole[baseline]),
+        paired_per_source={arm: {source: beside({arm: part[arm]}, part[baseline])[arm][headline]
                                  for source, part in parts.items()} for arm in others if parts},
         floors={at: _floor(one, score(one.predicted[None], every), whole, headline) for at, one in floors.items()},
         cost=_cost(tuned.get("cost", {})), num_rows=whole[baseline].num_rows, num_groups=whole[baseline].num_groups,
-        resamples=asked.resamples, notes=tuple(_notes(whole[baseline], unseen, arms)))
+        labelled_groups=_labelled_groups(unseen), resamples=asked.resamples,
+        notes=tuple(_notes(whole[baseline], unseen, arms)))
+
+
+def _labelled_groups(unseen: Unseen) -> int:
+    rows = unseen.prepared.rows(split=["train", "val", "test"], task=unseen.task_name)
+    groups = unseen.prepared.column("group")
+    return len({str(groups[row]) for row in rows})
 
 
 def _arm(one: Arm, own: Spread, per_source: Mapping[str, Spread], headline: str, outputs: tuple[str, ...],
@@ -107,7 +115,7 @@ def _arm(one: Arm, own: Spread, per_source: Mapping[str, Spread], headline: str,
 
 
 def _floor(one: Floor, own: Spread, arms: Mapping[str, Spread], headline: str) -> FloorResult:
-    beaten_by = {arm: differences(other, own)[headline] for arm, other in arms.items()}
+    beaten_by = {arm: by_metric[headline] for arm, by_metric in beside(arms, own).items()}
     return FloorResult(one.model, estimates(own), beaten_by)
 
 

@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipelines.scoring.metrics import Floats
-from pipelines.scoring.uncertainty import LEVEL, MAX_UNDEFINED, MIN_GROUPS, t_reach
+from pipelines.scoring.uncertainty import LEVEL, MAX_UNDEFINED, MIN_GROUPS, Estimate, Spread, t_reach
 
 POWER_REACH = 0.8416
 """Standard normal quantile of 0.8: a true difference this many standard errors beyond the interval's reach shows in
@@ -99,7 +99,7 @@ class _Errors:
     groups: float
     seeds: float
     both: float
-    freedom: int
+    freedom: float
     resampled: Floats
     """R, NaN where the metric is not defined."""
 
@@ -123,12 +123,36 @@ def alone(contrast: Contrast, level: float = LEVEL) -> Difference:
     return _difference(contrast, _errors(contrast), level)
 
 
+def beside(arms: Mapping[str, Spread], other: Spread) -> dict[str, dict[str, Estimate]]:
+    """Arm -> metric -> the arm minus another on the same rows and draws; of each metric the intervals hold at once.
+
+    Args:
+        other: its seeds are independent of the arms'; with one it has no luck of seeds, as a simple model has none.
+
+    Raises:
+        ValueError: other rows on one side.
+    """
+    found: dict[str, dict[str, Estimate]] = {arm: {} for arm in arms}
+    for arm, own in arms.items():
+        if (own.num_groups, own.num_rows) != (other.num_groups, other.num_rows):
+            raise ValueError(f"paired difference: found {own.num_rows} rows in {own.num_groups} groups of {arm} "
+                             f"against {other.num_rows} in {other.num_groups}, expected the same rows on both sides.")
+    for metric, theirs in other.metrics.items():
+        told = together({arm: Contrast(
+            (own.metrics[metric] - theirs,) if len(theirs) == 1 else (own.metrics[metric], -theirs),
+            own.num_groups, own.support(metric)) for arm, own in arms.items()})
+        for arm, one in told.items():
+            value = None if math.isnan(one.value) else one.value
+            found[arm][metric] = Estimate(value, one.low, one.high, one.num_groups, other.num_rows, one.note)
+    return found
+
+
 def _difference(contrast: Contrast, errors: _Errors, level: float) -> Difference:
     value = float(sum(side[:, 0].mean() for side in contrast.sides))
     lacking = _lacking(contrast, errors)
     if lacking:
         return Difference(value, None, None, None, errors.groups, errors.seeds, contrast.num_groups, level, lacking)
-    reach = t_reach(level, errors.freedom) * errors.whole
+    reach = _t_reach(level, errors.freedom) * errors.whole
     note = "one seed: what other seeds would do is not in the interval" if math.isnan(errors.seeds) else ""
     return Difference(value, value - reach, value + reach, reach + POWER_REACH * errors.whole, errors.groups,
                       errors.seeds, contrast.num_groups, level, note)
@@ -139,10 +163,11 @@ def _lacking(contrast: Contrast, errors: _Errors) -> str:
     if any(np.isnan(side[:, 0]).any() for side in contrast.sides):
         return "the test rows lack an outcome"
     if contrast.num_groups < MIN_GROUPS:
-        return f"there are {contrast.num_groups} test groups, and an interval needs {MIN_GROUPS}"
+        return f"interval not estimable: {contrast.num_groups} test groups, needs {MIN_GROUPS}"
     undefined, count = int(np.isnan(errors.resampled).sum()), len(errors.resampled)
     if undefined > MAX_UNDEFINED * count:
-        return f"{undefined} of {count} resamples lack an outcome: too few groups hold it"
+        return (f"interval not estimable: {undefined} of {count} resamples without the metric, too few groups hold an "
+                "outcome")
     return ""
 
 
@@ -167,8 +192,18 @@ def _errors(contrast: Contrast) -> _Errors:
     known_seeds = not math.isnan(seeds_square)
     spread = groups**2 / freedom_of_groups(contrast.num_groups, contrast.support) + known_seeds * freedom_of_side
     total = groups + (seeds_square if known_seeds else 0.0)
-    freedom = max(1, int(total**2 / spread)) if spread > 0 else 1001
+    freedom = max(1.0, total**2 / spread) if spread > 0 else math.inf
     return _Errors(math.sqrt(groups), math.sqrt(seeds_square), math.sqrt(both), freedom, resampled)
+
+
+def _t_reach(level: float, freedom: float) -> float:
+    """`t_reach` also between whole degrees: its logarithm is nearly linear in 1 / freedom."""
+    if freedom > 1000:
+        return t_reach(level, 1001)
+    below = int(freedom)
+    ends = [t_reach(level, whole) for whole in (below, below + 1)]
+    share = (1 / below - 1 / freedom) * below * (below + 1)
+    return float(ends[0] ** (1 - share) * ends[1] ** share)
 
 
 def freedom_of_groups(num_groups: int, support: int = 0) -> float:

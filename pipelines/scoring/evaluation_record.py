@@ -107,6 +107,8 @@ class Evaluation:
     """Labelled test rows."""
     num_groups: int = 0
     """Groups among them."""
+    labelled_groups: int = 0
+    """Groups with a label of any split; what a verdict with folds would test."""
     resamples: int = 0
     """Bootstrap resamples of groups."""
     notes: tuple[str, ...] = ()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pipelines.report import table
 from pipelines.scoring.evaluation_record import Cost, Evaluation
 from pipelines.scoring.metrics import METRICS
-from pipelines.scoring.uncertainty import LEFT_OUT
-
-SEED_ERRORS = 2.0
-"""A difference counts only from this many standard errors between seeds on: below, other seeds could have turned it."""
+from pipelines.scoring.uncertainty import LEFT_OUT, MIN_GROUPS
 
 
 def verdict(evaluation: Evaluation, arm: str = "pretrained") -> str:
     """Whether an arm is better than the baseline, in a sentence that says on what it rests.
 
     helped: the interval of the paired difference lies on the better side of zero; did not help: on the worse side;
-    cannot tell: it holds zero, there is none, or the seeds differ among themselves by as much.
+    cannot tell: it holds zero, or there is none. The interval counts test groups and seeds, and holds together
+    with those of the other arms.
     """
     what = "pretraining" if arm == "pretrained" else arm
     if arm not in evaluation.paired:
@@ -32,29 +29,26 @@ def verdict(evaluation: Evaluation, arm: str = "pretrained") -> str:
     shown = (f"{title} {ours:.3f} against {theirs:.3f} of {evaluation.baseline}, difference "
              f"{difference.text(signed=True)}")
     if difference.low is None or difference.high is None:
-        return f"cannot tell whether {what} helped: {shown}; {difference.note}."
-    basis = f"over {difference.num_groups} test groups"
+        return f"cannot tell whether {what} helped: {shown}; {difference.note}.{_remedy(evaluation)}"
+    seeds = len(evaluation.arms[arm].per_seed[metric])
+    basis = f"over {difference.num_groups} test groups and {seeds} seed{'s' * (seeds > 1)}"
     if difference.low <= 0 <= difference.high:
         gain, loss = map(abs, (difference.high, difference.low) if up else (difference.low, difference.high))
         return (f"cannot tell whether {what} helped: {shown} {basis} holds zero; it may have gained up to {gain:.3f} "
                 f"or lost up to {loss:.3f}.")
-    error = seed_error(evaluation, arm)
-    if error is not None and abs(difference.value) < SEED_ERRORS * error:
-        return (f"cannot tell whether {what} helped: {shown} {basis} leaves out zero, but is less than {SEED_ERRORS:g} "
-                f"standard errors between seeds ({error:.3f}); more seeds would tell.")
     word = "helped" if (difference.value > 0) == up else "did not help, it was worse"
     return f"{what} {word}: {shown} {basis}."
 
 
-def seed_error(evaluation: Evaluation, arm: str) -> float | None:
-    """Standard error of an arm's headline difference that comes from having few seeds; None with a seed on a side."""
-    square = 0.0
-    for name in (arm, evaluation.baseline):
-        std = evaluation.arms[name].seed_std.get(evaluation.headline)
-        if std is None:
-            return None
-        square += std**2 / len(evaluation.arms[name].per_seed[evaluation.headline])
-    return math.sqrt(square)
+def _remedy(evaluation: Evaluation) -> str:
+    """What to do about too few test groups; empty where there are enough."""
+    if evaluation.num_groups >= MIN_GROUPS:
+        return ""
+    found = evaluation.labelled_groups
+    if found < MIN_GROUPS:
+        return f" Remedy: label more groups; {found} have a label in all."
+    return (f" Remedy: `lacuna verdict` with `folds: 5` in its paragraph tests all {found} labelled groups in turn, "
+            "with weights that were pretrained on none of them (`splits: [unlabelled]` of the pretrain run).")
 
 
 def cost_sentence(cost: Cost) -> str:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from domains.splits import pseudonym
 from domains.store import Prepared
 
+Split = Literal["train", "unlabelled"]
+SPLITS: tuple[Split, ...] = ("train", "unlabelled")
+"""What may be learnt from without labels."""
 
-def pool_rows(prepared: Prepared, sources: tuple[str, ...]) -> np.ndarray:
-    """Rows for self-supervision: training and unlabelled, no group of a validation or test row, of these sources."""
-    rows = prepared.pool()
-    return np.intersect1d(rows, prepared.rows(source=list(sources))) if sources else rows
+
+def pool_rows(prepared: Prepared, sources: tuple[str, ...], splits: tuple[Split, ...] = SPLITS) -> np.ndarray:
+    """Rows for self-supervision: training and unlabelled, no group of a validation or test row, of these sources and
+    splits. Raises ValueError where there is none."""
+    rows = np.intersect1d(prepared.pool(), prepared.rows(split=list(splits)))
+    if sources:
+        rows = np.intersect1d(rows, prepared.rows(source=list(sources)))
+    if not len(rows):
+        raise ValueError(f"pool of {prepared.folder.name}: found no sample of splits {', '.join(splits)}"
+                         f"{' and sources ' + ', '.join(sources) if sources else ''} to learn from, expected some. "
+                         "Remedy: name others under `splits` and `sources`, or ingest files without a label too.")
+    return rows
 
 
 def group_hashes(prepared: Prepared, rows: np.ndarray) -> list[str]:

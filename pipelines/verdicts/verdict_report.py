@@ -17,7 +17,7 @@ from pipelines import page, report
 from pipelines.scoring import metrics
 from pipelines.scoring.comparisons import Difference
 from pipelines.scoring.outcome import duration
-from pipelines.scoring.uncertainty import Estimate
+from pipelines.scoring.uncertainty import MIN_GROUPS, Estimate
 from pipelines.verdicts.label_efficiency import Worth
 
 SAMPLES = {"xray": "X-rays", "ct": "CT volumes", "multispectral": "tiles", "points": "clouds"}
@@ -76,10 +76,12 @@ class Answer:
         gain, worth, unit = self.gains[way], self.worths.get(way), UNITS[self.kind]
         what = self._what(way)
         if gain.low is None or gain.high is None or gain.detectable is None:
-            remedy = "" if self.folds else " `folds` in the verdict's paragraph tests all labelled groups in turn."
+            remedy = "" if self.folds or self.num_groups >= MIN_GROUPS else (
+                " Remedy: `folds: 5` in the verdict's paragraph tests all labelled groups in turn, with weights that "
+                "were pretrained on none of them (`splits: [unlabelled]` of the pretrain run).")
             found = "" if math.isnan(gain.value) else (
                 f" Averaged over budgets {self.title} is {gain.value:+.3f} beside scratch (above 0 is better).")
-            return f"{what}: not estimable, as {gain.note}.{found}{remedy}"
+            return f"{what}: {gain.note}.{found}{remedy}"
         shown = f"{self.title} better by {gain.text()}, averaged over budgets"
         if gain.verdict == "no difference":
             return (f"{what}: no difference could be shown ({self.title} {gain.text()} beside scratch, above 0 is "

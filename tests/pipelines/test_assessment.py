@@ -17,7 +17,7 @@ from pipelines.scoring.evaluation_pictures import draw
 from pipelines.scoring.evaluation_record import Evaluation, from_json
 from pipelines.scoring.floors import Floor
 from pipelines.scoring.metrics import HEADLINE, values
-from pipelines.scoring.outcome import summary
+from pipelines.scoring.outcome import summary, verdict
 
 ROWS, GROUPS = 240, 80
 TASKS = {"single_label": Task("single_label", ("y",), ("a", "b", "c")),
@@ -50,7 +50,8 @@ def _problem(kind: str) -> tuple[Unseen, dict[str, np.ndarray]]:
     columns = {"group": [f"g{g}" for g in group], "source": [("north", "south")[g % 2] for g in group],
                "key": [f"k{i}" for i in range(ROWS)]}
     prepared: Any = SimpleNamespace(contract=SimpleNamespace(tasks={"t": TASKS[kind]}), labels=lambda task: labels,
-                                    column=columns.__getitem__, folder=Path("nowhere"))
+                                    column=columns.__getitem__, folder=Path("nowhere"),
+                                    rows=lambda **which: np.arange(ROWS))
     return Unseen(prepared, "t", np.arange(ROWS)), {"scratch": predicted(1.0), "pretrained": predicted(0.4)}
 
 
@@ -104,6 +105,23 @@ def test_arms_beat_a_floor_by_paired_differences() -> None:
     assert ours is not None and floor.metrics["auroc"].value is not None
     assert difference.value == pytest.approx(ours - floor.metrics["auroc"].value)
     assert difference.low is not None and difference.low > 0
+
+
+def test_seeds_that_differ_as_much_as_the_arms_leave_it_open() -> None:
+    unseen, predicted = _problem("regression")
+    # The second seed of `pretrained` is as much too high as the first is right; both beat `scratch` on every group.
+    predicted["pretrained"] = np.stack([unseen.labels, unseen.labels + 0.95])
+    predicted["scratch"] = np.stack([unseen.labels + 1.0] * 2)
+    arms = {arm: Arm(p, {"0": 1.0, "1": 1.0}) for arm, p in predicted.items()}
+    tuned = {"data": "d", "chosen": {arm: {"val_loss": 0.5} for arm in arms}}
+    one = assess("run", EvaluateRun("medical", "f", resamples=200), "mae", tuned, unseen, arms, {})
+    found = one.paired["pretrained"]["mae"]
+    assert found.value == pytest.approx(-0.525) and found.low is not None and found.high is not None
+    assert found.high > 0 and verdict(one).startswith("cannot tell")
+    alone = {arm: Arm(p[:1], {"0": 1.0}) for arm, p in predicted.items()}
+    certain = assess("run", EvaluateRun("medical", "f", resamples=200), "mae", tuned, unseen, alone, {})
+    assert verdict(certain).startswith("pretraining helped") and "1 seed." in verdict(certain)
+    assert "one seed: what other seeds would do is not in the interval" in summary(certain)
 
 
 def test_a_baseline_that_is_not_an_arm_gives_way_to_the_first(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from pipelines.scoring import comparisons
 from pipelines.scoring.comparisons import Contrast, alone, freedom_of_groups, together
-from pipelines.scoring.uncertainty import draw_groups, t_reach
+from pipelines.scoring.uncertainty import draw_groups
 
 
 def side(rng: np.random.Generator, groups: int, seeds: int, by_group: float, by_seed: float, by_both: float,
@@ -34,8 +36,8 @@ def test_the_error_is_that_of_means_over_groups_and_over_seeds():
     of_both = (apart**2).sum() / (seeds - 1) / (groups - 1) / (seeds * groups)
     assert found.error_groups**2 == pytest.approx(of_groups, rel=0.03)
     assert found.error_seeds**2 == pytest.approx(of_seeds)
-    freedom = int((of_groups + of_seeds) ** 2 / (of_groups**2 / (groups - 1) + of_seeds**2 / (seeds - 1)))
-    reach = t_reach(0.95, freedom) * math.sqrt(of_groups + of_seeds - of_both)
+    freedom = (of_groups + of_seeds) ** 2 / (of_groups**2 / (groups - 1) + of_seeds**2 / (seeds - 1))
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(of_groups + of_seeds - of_both)
     assert found.high == pytest.approx(scores.mean() + reach, rel=0.03)
     assert found.low == pytest.approx(scores.mean() - reach, rel=0.03)
 
@@ -104,6 +106,12 @@ def test_ways_that_never_differ_are_no_difference():
     same = Contrast((np.zeros((3, 301)),), 30)
     assert together({"a": same, "b": same})["a"].verdict == "no difference"
     assert alone(same).text() == "+0.000 [+0.000, +0.000]"
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99])
+def test_the_reach_of_broken_degrees_of_freedom_is_that_of_the_t_distribution(level):
+    for freedom in (1, 1.2, 1.5, 1.9, 2.5, 3.3, 7.7, 40.2):
+        assert comparisons._t_reach(level, freedom) == pytest.approx(stats.t.ppf(0.5 + level / 2, freedom), rel=0.07)
 
 
 def test_few_groups_of_the_rarer_outcome_count_for_little():

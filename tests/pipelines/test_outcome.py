@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from pipelines.scoring.evaluation_record import ArmResult, Cost, Evaluation
-from pipelines.scoring.outcome import cost_sentence, duration, seed_error, verdict
+from pipelines.scoring.outcome import cost_sentence, duration, verdict
 from pipelines.scoring.uncertainty import Estimate
 
 
@@ -33,7 +33,7 @@ def _evaluation(value: float | None, low: float | None, high: float | None, note
 def test_the_word_follows_the_interval_and_the_direction(low: float, high: float, value: float, metric: str,
                                                          start: str) -> None:
     said = verdict(_evaluation(value, low, high, metric=metric))
-    assert said.startswith(start) and f"difference {value:+.3f}" in said and "40 test groups" in said
+    assert said.startswith(start) and f"difference {value:+.3f}" in said and "40 test groups and 2 seeds" in said
 
 
 def test_an_interval_that_holds_zero_says_how_much_is_still_possible() -> None:
@@ -42,16 +42,12 @@ def test_an_interval_that_holds_zero_says_how_much_is_still_possible() -> None:
     assert "gained up to 0.000 or lost up to 0.000" in verdict(_evaluation(0.0, 0.0, 0.0))
 
 
-def test_seeds_that_differ_as_much_as_the_arms_leave_it_open() -> None:
-    said = verdict(_evaluation(0.04, 0.01, 0.07, std=0.05))
-    assert said.startswith("cannot tell") and "standard errors between seeds (0.050)" in said
-    assert seed_error(_evaluation(0.04, 0.01, 0.07, std=0.05), "pretrained") == pytest.approx(0.05)
-    assert verdict(_evaluation(0.04, 0.01, 0.07, std=None)).startswith("pretraining helped")  # one seed: not known
-
-
 def test_without_an_interval_or_an_arm_it_cannot_tell_and_says_why() -> None:
     said = verdict(_evaluation(0.04, None, None, "interval not estimable: 8 test groups, needs 10"))
     assert said.startswith("cannot tell") and "8 test groups, needs 10" in said
+    few = dataclasses.replace(_evaluation(0.04, None, None, "needs 10"), num_groups=3, labelled_groups=15)
+    assert "`folds: 5` in its paragraph tests all 15 labelled groups" in verdict(few)
+    assert "label more groups; 6 have" in verdict(dataclasses.replace(few, labelled_groups=6))
     assert "not estimable (the test rows lack an outcome)" in verdict(
         _evaluation(None, None, None, "the test rows lack an outcome"))
     alone = dataclasses.replace(_evaluation(0.04, 0.01, 0.07), paired={})

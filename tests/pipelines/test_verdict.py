@@ -223,6 +223,25 @@ def test_folds_test_every_labelled_row_and_give_few_groups_an_interval(tmp_path)
         verdict.run("leaky", asked(arms={"pretrained": "artifacts/pretrain/own"}, folds=3), tmp_path)
 
 
+def test_the_remedy_for_few_test_groups_is_one_that_works(tmp_path):
+    """Pretrain on rows without a label alone, in the same data, and every labelled group may be tested."""
+    prepare(tmp_path / "data/prepared/xray", "xray", 96)
+    data = open_prepared(tmp_path / "data/prepared/xray")
+    places = [int(str(group)[1:]) for group in data.column("group")]
+    splits = ["unlabelled" if at >= 18 else ("train", "val", "test")[at % 3 if at < 9 else 0] for at in places]
+    replace_columns(tmp_path / "data/prepared/xray", {"split": splits})
+    for name, changes in (("own", {}), ("apart", {"splits": ["unlabelled"]})):
+        pretrain.run(name, build(PretrainRun, {**pretrain_settings("xray", steps=2), **changes}, "pretrain"), tmp_path)
+
+    def folded(name: str) -> dict[str, Any]:
+        return verdict.run(name, asked(arms={"pretrained": f"artifacts/pretrain/{name}"}, folds=3, budgets=[1.0]),
+                           tmp_path)
+
+    with pytest.raises(Leak, match=r"`splits: \[unlabelled\]` of the pretrain run"):
+        folded("own")
+    assert folded("apart")["test groups"] >= 10
+
+
 @pytest.mark.slow
 def test_processes_and_shares_say_what_one_process_says(project, tmp_path, monkeypatch):
     run = asked(tuning={**asked().tuning, "grid": [5e-3]})
