@@ -3,8 +3,8 @@
 The four embedded samples are ingested as they ship, smaller. Then NUMBER (1,000) times one byte of one file of a
 prepared folder is changed, each file as often as any other: shards with their headers, masks, index, contract, tables
 and the seal itself. After each, `lacuna verify` must name the file and the run that was made from the data, and a stage
-that opens and reads the data must stop: at open, at the first read of the sample, or, where nothing reads masks yet, at
-the first read of the mask. A last round does the same to the files of a checkpoint.
+that opens and reads the data must stop: at open, at the first read of the sample, or, where it reads masks, of the
+mask. A last round does the same to the files of a checkpoint.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All four tracks on real files (examples/real/params.yaml), then the arms beside floors recomputed on the same split.
-# With the word verdict: what pretraining is worth in labels, four times.
+# With the word verdict: what pretraining is worth in labels, four times; with the word adapters: all weights against
+# adapters and probes, on nodules.
 # LACUNA_SHARED names the folder that holds data/ with cxr, ct, multispectral and pointcloud. Finished stages are not
 # repeated; REAL_FRESH=1 begins again.
 set -euo pipefail
@@ -21,7 +22,9 @@ stage() {   # stage NAME MARKER-OF-A-FINISHED-STAGE
         lacuna "$1" "$2"
     fi
 }
-for name in cxr lidc settlement shapes; do
+tracks=(cxr lidc settlement shapes)
+[ "${1:-}" != adapters ] || tracks=(lidc)
+for name in "${tracks[@]}"; do
     stage ingest $name data/prepared/$name/index.parquet
 done
 if [ "${1:-}" = verdict ]; then
@@ -30,6 +33,11 @@ if [ "${1:-}" = verdict ]; then
         stage pretrain $pretraining artifacts/pretrain/$pretraining/checkpoint.json
         stage verdict $name reports/verdict/$name/summary.txt
     done
+    exit
+fi
+if [ "${1:-}" = adapters ]; then
+    stage pretrain lidc artifacts/pretrain/lidc/checkpoint.json
+    stage verdict texture reports/verdict/texture/summary.txt
     exit
 fi
 for name in cxr lidc settlement shapes; do
