@@ -1,11 +1,12 @@
 """What reading a file in a limited child costs beside its bare decoder: `python -m benchmarks.ingest_rate [FORMAT...]`.
 
-Files of one format are written, then decoded by a library alone in this process, read by our reader in this process,
-and read as ingest does it: in child processes, hashed, brought to the training grid, shipped back. Hashing is told
-apart, since every file that is taken in is hashed, wherever it is read. All are counted in seconds of the processor, of
-this process and of its children, without what starting a child costs. With as many children as cores, files per second
-over (bare decoder x cores) is a ratio of these seconds, and what else the machine does is not counted. Every file must
-be read, or nothing is reported.
+Files of one format are written, then decoded by a library alone in this process, brought to the training grid by a
+plain script of the usual libraries (plain_ingest.py), read by our reader in this process, and read as ingest does it:
+in child processes, hashed, brought to the training grid, shipped back. Hashing is told apart, since every file that is
+taken in is hashed, wherever it is read. Script and reader must make the same sample, or nothing is timed. All are
+counted in seconds of the processor, of this process and of its children, without what starting a child costs. With as
+many children as cores, files per second over (bare decoder x cores) is a ratio of these seconds, and what else the
+machine does is not counted. Every file must be read, or nothing is reported.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import plain_ingest
 from benchmarks.paired import quartiles, report, told
 from domains import worker
 from domains.medical.settings import CT, XRay
@@ -42,6 +44,7 @@ class Format:
     write: Callable[[Path, int], Path]
     """A file in this folder from this seed; returns its path."""
     decode: Callable[[Path], object]
+    plain: Callable[[Path], np.ndarray]
     module: str
     settings: object
     count: int
@@ -190,18 +193,21 @@ def decode_survey(path: Path) -> object:
 MEDICAL, SATELLITE, POINTS = ("domains.medical.ingest", "domains.satellite.ingest", "domains.pointcloud.ingest")
 FILMS, SCENES = XRay(), Multispectral(bands=BANDS, sensor="sentinel2", size=(120, 120))
 FORMATS = {each.name: each for each in (
-    Format("DICOM", dicom, decode_dicom, MEDICAL, FILMS, 60),
-    Format("DICOM JPEG 2000", lambda folder, seed: dicom(folder, seed, "JPEG2000Lossless"), decode_dicom, MEDICAL,
-           FILMS, 20),
-    Format("PNG", picture, decode_picture, MEDICAL, FILMS, 60),
-    Format("JPEG", lambda folder, seed: picture(folder, seed, "jpg"), decode_picture, MEDICAL, FILMS, 60),
-    Format("NIfTI.gz", nifti, decode_nifti, MEDICAL, CT(), 20),
-    Format("GeoTIFF, 10 bands", geotiff, decode_geotiff, SATELLITE, SCENES, 60),
-    Format("GeoTIFF, a file per band", bands, decode_bands, SATELLITE, SCENES, 40),
-    Format("PLY mesh", lambda folder, seed: mesh(folder, seed, "ply"), decode_mesh, POINTS, Points(), 60),
-    Format("OFF mesh", mesh, decode_mesh, POINTS, Points(), 40),
-    Format("LAS", survey, decode_survey, POINTS, Points(), 40),
-    Format("LAZ", lambda folder, seed: survey(folder, seed, "laz"), decode_survey, POINTS, Points(), 40),
+    Format("DICOM", dicom, decode_dicom, plain_ingest.film, MEDICAL, FILMS, 60),
+    Format("DICOM JPEG 2000", lambda folder, seed: dicom(folder, seed, "JPEG2000Lossless"), decode_dicom,
+           plain_ingest.film, MEDICAL, FILMS, 20),
+    Format("PNG", picture, decode_picture, plain_ingest.film, MEDICAL, FILMS, 60),
+    Format("JPEG", lambda folder, seed: picture(folder, seed, "jpg"), decode_picture, plain_ingest.film, MEDICAL, FILMS,
+           60),
+    Format("NIfTI.gz", nifti, decode_nifti, plain_ingest.volume, MEDICAL, CT(), 20),
+    Format("GeoTIFF, 10 bands", geotiff, decode_geotiff, plain_ingest.scene, SATELLITE, SCENES, 60),
+    Format("GeoTIFF, a file per band", bands, decode_bands, plain_ingest.scene, SATELLITE, SCENES, 40),
+    Format("PLY mesh", lambda folder, seed: mesh(folder, seed, "ply"), decode_mesh, plain_ingest.mesh, POINTS, Points(),
+           60),
+    Format("OFF mesh", mesh, decode_mesh, plain_ingest.mesh, POINTS, Points(), 40),
+    Format("LAS", survey, decode_survey, plain_ingest.survey, POINTS, Points(), 40),
+    Format("LAZ", lambda folder, seed: survey(folder, seed, "laz"), decode_survey, plain_ingest.survey, POINTS,
+           Points(), 40),
 )}
 
 
@@ -236,10 +242,12 @@ def measure(form: Format, workers: int, rounds: int, share: float = 1.0) -> dict
         rows = few * 5                                                      # the same files again: starting weighs less
         cost(lambda row: form.decode(row.path), few)
         read = importlib.import_module(form.module).read
-        read(few[0], form.settings)
-        ours, alone, here, hashing, files = [], [], [], [], []
+        if not plain_ingest.same(form.plain(few[0].path), read(few[0], form.settings)[0]):
+            raise AssertionError(f"{form.name}: found another sample than a plain script makes. Expected the same.")
+        ours, alone, plain, here, hashing, files = [], [], [], [], [], []
         for _ in range(rounds):
             alone.append(cost(lambda row: form.decode(row.path), few))
+            plain.append(cost(lambda row: form.plain(row.path), few))
             here.append(cost(lambda row: read(row, form.settings), few))
             hashing.append(cost(lambda row: worker.hash_of(row.path), few))
             start, start_clock = reading(form, few[:workers], workers)
@@ -247,11 +255,14 @@ def measure(form: Format, workers: int, rounds: int, share: float = 1.0) -> dict
             ours.append((whole - start) / (len(rows) - workers))
             files.append((len(rows) - workers) / max(clock - start_clock, 1e-9))
     ratio = quartiles([a / max(b, 1e-9) for a, b in zip(alone, ours, strict=True)])
+    beside = quartiles([a / b for a, b in zip(plain, ours, strict=True)])
     isolated = quartiles([c / (a + b) for a, b, c in zip(here, hashing, ours, strict=True)])
     return {"format": form.name, "bare, ms": 1000 * quartiles(alone).middle,
+            "plain script, ms": 1000 * quartiles(plain).middle,
             "our reader in this process, ms": 1000 * quartiles(here).middle,
             "hashing, ms": 1000 * quartiles(hashing).middle,
             "in a child, ms": 1000 * quartiles(ours).middle, "child over reading and hashing": str(isolated),
+            "files/s over plain script x cores": str(beside),
             "files/s over bare x cores": str(ratio), "files/s now": quartiles(files).middle,
             "verdict": told(ratio.middle >= BAR, f"bar {BAR}")}
 

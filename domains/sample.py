@@ -64,6 +64,8 @@ class ManifestRow:
     """Which part of its file is asked for, where that is too large to be held whole (see Part); 0 everywhere else."""
     within: Path | None = None
     """The folder that links beside and below `path` may not leave. None: links are followed wherever they lead."""
+    sha256: str = ""
+    """Of the file's bytes, for a reader that needs it; empty where nobody has hashed them yet."""
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def _answer(module: Any, settings: object, row: ManifestRow, memory: _Memory
     try:
         links.refuse_leading_out([row.path], row.within)
         header["sha256"] = hash_of(row.path)
-        found: list[Piece] | Part = module.read(row, settings)
+        found: list[Piece] | Part = module.read(dataclasses.replace(row, sha256=header["sha256"]), settings)
         pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
         arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
         return {**header, "pieces": [describe(piece) for piece in pieces], "peak_bytes": memory.peak_bytes()}, arrays

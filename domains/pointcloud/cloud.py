@@ -60,6 +60,8 @@ def join(clouds: list[Cloud]) -> Cloud:
     """Portions of one file, which all have the same attributes, one after the other."""
     if not clouds:
         return Cloud(np.zeros((0, 3)))
+    if len(clouds) == 1:
+        return clouds[0]
     return Cloud(np.concatenate([cloud.xyz for cloud in clouds]),
                  {name: np.concatenate([cloud.more[name] for cloud in clouds]) for name in clouds[0].more})
 

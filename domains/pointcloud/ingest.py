@@ -103,7 +103,7 @@ def seen(row: ManifestRow, settings: Settings) -> list[np.ndarray]:
 
 def _read(row: ManifestRow, settings: Settings, classes: bool, numbered: bool) -> list[Piece]:
     """Pieces of a file, with the classes of their points and with their numbers in the file where asked for."""
-    rng = np.random.default_rng(_seed(row.path))
+    rng = np.random.default_rng(_seed(row))
     suffix, y_up = row.path.suffix.lower(), row.source in settings.y_up_sources
     if suffix in (".las", ".laz"):
         return _las_pieces(row.path, settings, y_up, rng, classes, numbered)
@@ -141,9 +141,11 @@ def implausible(pieces: list[Piece], settings: Settings) -> str | None:
     return None
 
 
-def _seed(path: Path) -> int:
+def _seed(row: ManifestRow) -> int:
     """From the file's content, so that a copy under another name gives the same points."""
-    with path.open("rb") as file:
+    if row.sha256:
+        return int(row.sha256, 16)
+    with row.path.open("rb") as file:
         return int(hashlib.file_digest(file, "sha256").hexdigest(), 16)
 
 
@@ -152,7 +154,9 @@ def _in_metres(cloud: Cloud, settings: Points, y_up: bool) -> Cloud:
     finite = np.isfinite(cloud.xyz)
     if not finite.all():
         cloud = cloud.take(finite.all(axis=1))
-    xyz, more = cloud.xyz.astype(np.float64) * settings.metres_per_unit, dict(cloud.more)
+    xyz, more = cloud.xyz.astype(np.float64, copy=False), dict(cloud.more)
+    if settings.metres_per_unit != 1:
+        xyz = xyz * settings.metres_per_unit
     if y_up:  # x y z to z x y: a turn, not a mirror image
         xyz = xyz[:, [2, 0, 1]]
         more |= {name: values[:, [2, 0, 1]] for name, values in more.items() if name == "normals"}
@@ -345,7 +349,9 @@ def _check_unit(told: float | None, height: float | None, settings: Points) -> N
 
 def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes: bool,
                  rows: np.ndarray | None) -> Cloud:
-    xyz = np.stack([np.asarray(portion.x), np.asarray(portion.y), np.asarray(portion.z)], axis=1)
+    xyz = np.empty((len(portion), 3))
+    for axis, name in enumerate("xyz"):
+        xyz[:, axis] = getattr(portion, name)
     names = set(portion.point_format.dimension_names)
     columns = {name: np.asarray(portion[name]) for name in ("intensity", "red", "green", "blue")
                if name in names and settings.features}
