@@ -285,10 +285,6 @@ def best_by_validation(tuned: Mapping[str, Any]) -> tuple[str, str]:
 
 def _register(folder: Path, root: Path, tuned: Mapping[str, Any], evaluation: Evaluation, tracked: Any) -> None:
     """Register the best model. One that stands by itself was made of one that was tuned by adapters."""
-    if evaluation.kind == "segmentation":
-        print(f"{evaluation.name}: not registered. A registered model answers with labels and probabilities of a file; "
-              "what this one draws is written by `lacuna predict`.")
-        return
     arm, seed = best_by_validation(tuned)
     alone = root / "artifacts/evaluate" / evaluation.name / ALONE
     model = alone if alone.is_dir() else folder / arm / f"seed{seed}"

@@ -58,7 +58,7 @@ def predict(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str
             that cannot be used does not raise.
     """
     native = open_checkpoint(checkpoint, device, edits=edits)
-    if _of_masks(native):
+    if of_masks(native):
         raise ValueError(f"{checkpoint}: found a model of masks, whose answers are files. Use predict_to_folder, or "
                          "`lacuna predict --out DIR`.")
     rows = rows_of(inputs, native, source)
@@ -75,7 +75,7 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
     out.mkdir(parents=True, exist_ok=True)
     before = _read_journal(out / JOURNAL)
     skipped, todo = ({}, rows) if test_time else _split(rows, before, native, out)
-    if _of_masks(native):
+    if of_masks(native):
         told = _masks(native, todo, before, limits, out, test_time)
     else:
         told = iter(_together(native, rows, test_time, limits)) if test_time else _results(native, todo, limits)
@@ -100,7 +100,7 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
     if test_time and len(refused) < len(rows):
         print(f"  {next(results[row.key] for row in rows if results[row.key]['status'] == DONE)['test_time']}")
     print(f"  {out / TABLE}\n  {out / RECORDS}")
-    if _of_masks(native) and len(refused) < len(rows):
+    if of_masks(native) and len(refused) < len(rows):
         print(f"  {out / masks.TABLE}\n  {out / masks.FOLDER}")
     return 2 if refused and len(refused) == len(rows) else 0
 
@@ -134,7 +134,8 @@ def _results(native: Native, rows: Sequence[ManifestRow], limits: Limits | None)
     return (result_of(read, native) for read in native.read(rows, native.answer, limits))
 
 
-def _of_masks(native: Native) -> bool:
+def of_masks(native: Native) -> bool:
+    """Whether a checkpoint answers with masks, which are files, and not with labels."""
     task: Task = native.record["task"]
     return task.kind == "segmentation"
 
@@ -146,7 +147,17 @@ def _masks(native: Native, rows: Sequence[ManifestRow], before: dict[str, dict[s
         raise ValueError(f"test_time: found {test_time} for a model of masks, expected none: what it adapts by is the "
                          "answer to a whole file. Leave it out.")
     taken = {result["mask"]: path for path, result in before.items() if "mask" in result}
-    names = masks.names_for(rows, taken)
+    return masks_into(out, native, rows, masks.names_for(rows, taken), limits)
+
+
+def masks_into(out: Path, native: Native, rows: Sequence[ManifestRow], names: dict[str, str],
+               limits: Limits | None = None) -> Iterator[dict[str, Any]]:
+    """Masks of native files below `out`: one dictionary per file, with the file's name under `mask`, as it is written.
+
+    Args:
+        native: of a model of masks.
+        names: what the mask of each row is to be called, by the row's key, without an ending (`masks.names_for`).
+    """
     segment = masks.segment_of(native)
     if native.contract.kind == "points":
         return clouds.written(native, rows, segment, limits, out, names)

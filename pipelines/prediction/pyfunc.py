@@ -1,4 +1,4 @@
-"""The registered model: takes paths of native files and answers with labels and probabilities.
+"""The registered model: takes paths of native files and answers with labels and probabilities, or with masks.
 
 MLflow imports this module and calls `_load_pyfunc` on the checkpoint folder that lies in the model; nothing is
 unpickled. The model carries this project's code (`CODE`), so it needs the packages in its requirements and not an
@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[2]
@@ -26,6 +28,8 @@ BY_DOMAIN = {
     "pointcloud": ("open3d-cpu", "open3d", "laspy", "lazrs", "scipy", "fpsample"),
 }
 """Packages that a loaded model imports; those installed here are pinned to their versions."""
+EXAMPLES = {"xray": "film.dcm", "ct": "volume.nii.gz", "multispectral": "scene.tif", "points": "cloud.laz"}
+"""What a file of each kind may be called."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Card:
     """(name, type, default) of what may be said beside the paths."""
     outputs: tuple[tuple[str, str], ...]
     """(column, type) of what comes out."""
+    example: dict[str, list[str]]
+    """A table to ask with, by column; no such file has to be there, since each answer stands alone."""
     requirements: tuple[str, ...]
     """Lines for pip."""
     tags: dict[str, str]
@@ -49,16 +55,25 @@ def describe(folder: Path) -> Card:
     record = json.loads((folder / "checkpoint.json").read_text())
     contract = json.loads((folder / "contract.json").read_text())
     provenance = record.get("provenance", {})
-    names = record["task"]["classes"] if record["task"]["kind"] == "single_label" else record["task"]["columns"]
-    outputs = (("path", "string"), ("status", "string"), ("reason", "string"), ("label", "string"),
-               *((f"p.{name}", "double") for name in names))
+    outputs = (("path", "string"), ("status", "string"), ("reason", "string"), *_answers(record["task"]))
     tags = {"model.domain": record["domain"], "model.kind": contract["kind"],
             "model.task": provenance.get("task", ""), "model.task_kind": record["task"]["kind"],
             "model.weights": record["weights_sha256"][:16], "model.contract": _hash(folder / "contract.json"),
             "model.data": str(provenance.get("data_digest", ""))[:36], "model.arm": provenance.get("arm", ""),
             "model.seed": str(provenance.get("seed", "")), "model.temperature": f"{record.get('temperature', 1.0):.4g}"}
     tags = {key: text for key, text in tags.items() if text}
-    return Card((("path", "string"),), (("source", "string", ""),), outputs, requirements(record["domain"]), tags)
+    return Card((("path", "string"),), (("source", "string", ""),), outputs,
+                {"path": [EXAMPLES[contract["kind"]]]}, requirements(record["domain"]), tags)
+
+
+def _answers(task: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Columns of what a model of a task says of a file. Of masks: what the file is called that `lacuna predict` writes,
+    its bytes, pixels (voxels, points) of each class and those without one."""
+    if task["kind"] == "segmentation":
+        return (("file", "string"), ("mask", "binary"), *((f"pixels.{name}", "double") for name in task["classes"]),
+                ("not_looked_at", "double"))
+    names = task["classes"] if task["kind"] == "single_label" else task["columns"]
+    return (("label", "string"), *((f"p.{name}", "double") for name in names))
 
 
 def requirements(domain: str) -> tuple[str, ...]:
@@ -70,6 +85,15 @@ def requirements(domain: str) -> tuple[str, ...]:
         except metadata.PackageNotFoundError:
             continue  # of open3d-cpu and open3d a machine has one
     return tuple(lines)
+
+
+def unasked(flavor: Any) -> Any:
+    """A flavor whose models are not loaded again to be asked about their example: `Model.log` has a setting for that,
+    and passes it on to a function that does not take it."""
+    def save_model(validate_serving_input: bool, **settings: Any) -> None:
+        flavor.save_model(**settings)
+
+    return SimpleNamespace(__name__=flavor.__name__, save_model=save_model)
 
 
 def _hash(path: Path) -> str:
@@ -105,14 +129,36 @@ class Predictor:
             A table of the same type as the one given, or a list of dictionaries.
         """
         from pipelines.prediction.native import row_of
-        from pipelines.prediction.predict import result_of
+        from pipelines.prediction.predict import of_masks, result_of
 
         table = type(model_input) if hasattr(model_input, "columns") else None
         rows = [row_of(Path(path), (params or {}).get("source", "")) for path in _paths(model_input)]
-        answers = [_flat(result_of(read, self.native)) for read in self.native.read(rows, self.native.answer)]
+        if of_masks(self.native):
+            answers = self._masks(rows)
+        else:
+            answers = [_flat(result_of(read, self.native)) for read in self.native.read(rows, self.native.answer)]
         names = [name for name, _ in describe(self.native.folder).outputs]
         answers = [{name: answer.get(name, float("nan")) for name in names} for answer in answers]
         return answers if table is None else table({name: [answer[name] for answer in answers] for name in names})
+
+
+    def _masks(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        """The files that `lacuna predict` writes, as bytes; all answers of a call are held in memory."""
+        from pipelines.prediction.masks import names_for
+        from pipelines.prediction.predict import masks_into
+
+        answers = []
+        with tempfile.TemporaryDirectory() as folder:
+            for result in masks_into(Path(folder), self.native, rows, names_for(rows, {})):
+                answer = {"path": result["path"], "status": result["status"], "reason": result["reason"], "file": "",
+                          "mask": b""}
+                if "mask" in result:
+                    written = Path(folder) / result["mask"]
+                    counts = {f"pixels.{entry['class']}": float(entry["pixels"]) for entry in result["classes"]}
+                    answer |= {"file": written.name, "mask": written.read_bytes(), **counts,
+                               "not_looked_at": float(result["not_looked_at"])}
+                answers.append(answer)
+        return answers
 
 
 def _paths(model_input: Any) -> Sequence[str]:

@@ -296,10 +296,10 @@ class Server:
                 run.info.experiment_id, event["name"], run.info.run_id, card.tags, run.data.params)
             with _patient():
                 mlflow.models.Model.log(
-                    artifact_path=None, name=event["name"], model_id=model.model_id, flavor=mlflow.pyfunc,
-                    run_id=run.info.run_id, loader_module=pyfunc.__name__, data_path=str(folder),
-                    code_paths=[str(path) for path in pyfunc.CODE], signature=_signature(card),
-                    pip_requirements=list(card.requirements), metadata=card.tags)
+                    artifact_path=None, name=event["name"], model_id=model.model_id, run_id=run.info.run_id,
+                    flavor=pyfunc.unasked(mlflow.pyfunc), loader_module=pyfunc.__name__, data_path=str(folder),
+                    code_paths=[*map(str, pyfunc.CODE)], signature=_signature(card), input_example=card.example,
+                    validate_serving_input=False, pip_requirements=list(card.requirements), metadata=card.tags)
             if not self.client.search_registered_models(f"name = '{event['name']}'"):
                 self.client.create_registered_model(event["name"])
             version = self.client.create_model_version(

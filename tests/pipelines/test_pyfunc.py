@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from pipelines.prediction import predict as prediction
 from pipelines.prediction import pyfunc
 from pipelines.tracking import lineage, tracking
 from tests.pipelines.native_files import ingest_files, tuned
+from tests.pipelines.test_masks import of_masks
 
 mlflow = pytest.importorskip("mlflow", reason="registering needs mlflow: pip install 'lacuna[tracking]'")
 pytest.importorskip("PIL", reason="reading PNG needs pillow")
@@ -32,6 +34,27 @@ import pandas
 answer = model.predict(pandas.DataFrame({{"path": {paths!r}}}))
 import pipelines
 print(json.dumps({{"rows": answer.to_dict("records"), "from": pipelines.__file__}}))
+"""
+
+
+MASKS = """
+import base64, json, sys
+sys.path[:] = [entry for entry in sys.path if entry != {project!r}]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import mlflow
+mlflow.set_tracking_uri({uri!r})
+model = mlflow.pyfunc.load_model("models:/lacuna-masks@champion")
+import pandas
+answer = model.predict(pandas.DataFrame({{"path": {paths!r}}}))
+from mlflow.pyfunc.scoring_server import predictions_to_json
+import io
+served = io.StringIO()
+predictions_to_json(answer, served)
+answer["mask"] = [base64.b64encode(mask).decode() for mask in answer["mask"]]
+rows = json.loads(answer.to_json(orient="records"))
+import pipelines
+print(json.dumps({{"rows": rows, "from": pipelines.__file__, "served": json.loads(served.getvalue())["predictions"],
+                   "example": model.input_example}}))
 """
 
 
@@ -84,6 +107,40 @@ def test_a_registered_model_reads_files_in_a_process_without_this_project(
     assert first["label"] == expected["label"]
     assert first["p.yes"] == pytest.approx(expected["probabilities"]["yes"], abs=1e-5)
     assert (second["status"], second["label"]) == ("refused", "") and "no such file" in second["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["xray", "points"])
+def test_a_registered_model_of_masks_answers_with_the_files_that_predict_writes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "LACUNA_TRACKING"):
+        monkeypatch.delenv(name, raising=False)
+    files, prepared = ingest_files(tmp_path, kind, count=3)
+    checkpoint = tmp_path / "artifacts/finetune/masks/scratch/seed0"
+    of_masks(checkpoint, prepared, kind)
+    with tracking.open_run(
+        stage="evaluate", name="masks", root=tmp_path, settings={}, domain="medical", inputs={"data/prepared/run": None}
+    ) as run:
+        run.model(checkpoint, "lacuna-masks", metrics={"dice": 0.8})
+    code = MASKS.format(
+        project=str(pyfunc.HOME), uri=f"sqlite:///{tmp_path}/mlflow.db", paths=[*map(str, files), "missing.png"]
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["from"].startswith(str(tmp_path / "mlartifacts")), "the code that the model carries"
+    assert answer["example"] == {"path": [pyfunc.EXAMPLES[kind]]}
+    for served, row in zip(answer["served"][:3], answer["rows"], strict=False):  # a server breaks base64 into lines
+        assert {**served, "mask": served["mask"].replace("\n", "")} == row
+    prediction.predict_to_folder(checkpoint, files, tmp_path / "out", limits=Limits(workers=1))
+    expected = json.loads((tmp_path / "out/predictions.json").read_text())
+    for row, result in zip(answer["rows"], expected, strict=False):
+        written = tmp_path / "out" / result["mask"]
+        assert row["file"] == written.name and base64.b64decode(row["mask"]) == written.read_bytes()
+        for entry in result["classes"]:
+            assert row[f"pixels.{entry['class']}"] == entry["pixels"]
+    assert answer["rows"][3]["status"] == "refused" and answer["rows"][3]["mask"] == ""
 
 
 @pytest.mark.slow
