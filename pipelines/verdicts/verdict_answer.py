@@ -6,7 +6,7 @@ Legend: n tested rows, S seeds, K outputs, R resamples of test groups.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,8 +178,12 @@ def _recipe(name: str, settings: VerdictRun, told: Mapping[Cell, Told]) -> tuple
             rates.setdefault(cell.way, []).append(one.numbers["learning_rate"])
             runs[cell.way] = cell.run
     best = min(losses, key=lambda way: float(np.mean(losses[way])))
-    run = dataclasses.replace(runs[best], seeds=settings.seeds, label_share=1.0, label_seed=0,
-                              grid=tuple(sorted(set(rates[best]))))
+    return best, {f"{name}_recipe": paragraph_of(runs[best], settings.seeds, rates[best])}
+
+
+def paragraph_of(run: FinetuneRun, seeds: tuple[int, ...], rates: Sequence[float]) -> dict[str, Any]:
+    """A cell's run with all labels and seeds, as a paragraph of `finetune`; what is usual is left out."""
+    run = dataclasses.replace(run, seeds=seeds, label_share=1.0, label_seed=0, grid=tuple(sorted(set(rates))))
     default = plain(FinetuneRun(domain=run.domain, data="", task="", start=run.start))
     kept = ("domain", "start")
     paragraph = {key: value for key, value in plain(run).items() if value != default.get(key) or key in kept}
@@ -187,4 +191,4 @@ def _recipe(name: str, settings: VerdictRun, told: Mapping[Cell, Told]) -> tuple
         if key in paragraph:
             paragraph[key] = {part: value for part, value in paragraph[key].items()
                               if value != usual[part] or part == "steps"}
-    return best, {name: paragraph}
+    return paragraph

@@ -21,6 +21,8 @@ from pipelines.scoring.uncertainty import MIN_GROUPS, Estimate
 from pipelines.verdicts.label_efficiency import Worth
 
 SAMPLES = {"xray": "X-rays", "ct": "CT volumes", "multispectral": "tiles", "points": "clouds"}
+STYLES = ("-", "--", ":", "-.")
+"""Of lines: ways, where there are more than colours; floors, from the second on."""
 UNITS = {"xray": "patients", "ct": "patients", "multispectral": "blocks", "points": "objects"}
 """What samples and groups usually are; a manifest may mean something else by its groups."""
 
@@ -82,15 +84,16 @@ class Answer:
             found = "" if math.isnan(gain.value) else (
                 f" Averaged over budgets {self.title} is {gain.value:+.3f} beside scratch (above 0 is better).")
             return f"{what}: {gain.note}.{found}{remedy}"
-        shown = f"{self.title} better by {gain.text()}, averaged over budgets"
+        sizes = next(iter(self.ways.values())).groups
+        averaged = ", averaged over budgets" if len(sizes) > 1 else ""
+        shown = f"{self.title} better by {gain.text()}{averaged}"
         if gain.verdict == "no difference":
             return (f"{what}: no difference could be shown ({self.title} {gain.text()} beside scratch, above 0 is "
-                    f"better, averaged over budgets); with these {self.num_groups} test groups and "
+                    f"better{averaged}); with these {self.num_groups} test groups and "
                     f"{self.seeds} seeds a gain under {gain.detectable:.3f} would stay invisible.")
         if gain.verdict == "hurt":
-            return (f"{what} hurt: {self.title} worse by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}], "
-                    "averaged over budgets.")
-        sizes = next(iter(self.ways.values())).groups
+            return (f"{what} hurt: {self.title} worse by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}]"
+                    f"{averaged}.")
         if len(sizes) < 2:
             return f"{what} helped: {shown}. What it is worth in labels takes more than one budget."
         if worth is None:
@@ -191,10 +194,10 @@ def curves(path: Path, answer: Answer) -> bool:
     """Score over labelled groups, a line per way with its interval, floors dashed. False without matplotlib."""
     if not report.can_draw():
         return False
-    figure = report.new_figure(7.5, 4.8)
+    figure = report.new_figure(7.5, 4.8 + 0.2 * (len(answer.ways) + len(answer.floors)))
     axes = figure.subplots()
     for i, (name, way) in enumerate(answer.ways.items()):
-        colour = report.COLOURS[i % len(report.COLOURS)]
+        colour, style = report.COLOURS[i % len(report.COLOURS)], STYLES[i // len(report.COLOURS) % len(STYLES)]
         shown = [(groups, score) for groups, score in zip(way.groups, way.scores, strict=True)
                  if score.value is not None]
         x = np.array([groups for groups, _ in shown]) * 1.03 ** (i - len(answer.ways) / 2)
@@ -202,12 +205,12 @@ def curves(path: Path, answer: Answer) -> bool:
         ends = [(score.low, score.high) for _, score in shown]
         if all(low is not None for low, _ in ends):
             axes.errorbar(x, y, np.abs(np.array(ends, float).T - y), color=colour, marker="o", markersize=4,
-                          linewidth=1.6, capsize=2.5, elinewidth=0.8, label=name)
+                          linestyle=style, linewidth=1.6, capsize=2.5, elinewidth=0.8, label=name)
         else:
-            axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
+            axes.plot(x, y, style, color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
     for i, (name, score) in enumerate(answer.floors.items()):
         if score.value is not None:
-            axes.axhline(score.value, color="0.5", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2,
+            axes.axhline(score.value, color="0.5", linestyle=STYLES[1 + i % (len(STYLES) - 1)], linewidth=1.2,
                          label=f"floor, all labels: {name}")
     sizes = next(iter(answer.ways.values())).groups
     axes.set_xscale("log")
@@ -219,7 +222,8 @@ def curves(path: Path, answer: Answer) -> bool:
     axes.set_title(f"{answer.name}: {answer.num_groups} {over}, {answer.seeds} seeds, 95 % over test groups",
                    fontsize=10)
     axes.grid(color="0.9")
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8,
+                  handlelength=3)
     return report.save_figure(figure, path)
 
 
@@ -234,11 +238,15 @@ def _tested(answer: Answer) -> str:
 def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path | None) -> str:
     """One page that needs no other file."""
     together = f", all {answer.comparisons} at once" if answer.comparisons > 1 else ""
+    first, *others = answer.sentences()
     return page.page(f"Verdict: {answer.name}", [
-        *(page.text(said[:1].upper() + said[1:]) for said in answer.sentences()),
+        page.strong(first[:1].upper() + first[1:]),
+        *(page.text(said[:1].upper() + said[1:]) for said in others),
         *(page.warning(said) for said in answer.warnings()),
         *([page.picture(picture, "scores over budgets of labels")] if picture else []),
         page.table(rows),
+        page.text("Scores have intervals of 95 % over test groups, for the models as they are. They may overlap where "
+                  "a difference is sure: all ways are tested on the same groups, whose common luck cancels in it."),
         page.text(f"{answer.cost()} Time is of all trainings of a way together; trained and share count weights."),
         page.text("Every way got the same steps, grid and seeds; each seed draws the labelled groups of its budget, a "
                   f"smaller budget being part of a larger one. {_tested(answer)}Differences are averaged over budgets; "

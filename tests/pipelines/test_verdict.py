@@ -209,7 +209,8 @@ def small(root: Path) -> None:
 def test_folds_test_every_labelled_row_and_give_few_groups_an_interval(tmp_path):
     small(tmp_path)
     without = verdict.run("split", asked(budgets=[1.0]), tmp_path)
-    assert without["test groups"] == 3 and "not estimable" in without["verdict 1"] and "`folds`" in without["verdict 1"]
+    assert without["test groups"] == 3 and "not estimable" in without["verdict 1"]
+    assert "`folds: 5`" in without["verdict 1"]
     folded = asked(budgets=[1.0], folds=3, floors=[{"kind": "intensity"}])
     with_folds = verdict.run("folds", folded, tmp_path)
     assert with_folds["test groups"] == 15 and "[" in with_folds["verdict 1"]
@@ -298,14 +299,16 @@ def test_a_share_of_cells_that_means_nothing_is_refused(text):
         verdict.share_of(text)
 
 
-def test_the_recipe_is_a_paragraph_that_validates(project):
+def test_the_recipe_is_a_paragraph_that_runs_under_a_name_of_its_own(project):
     verdict.run("recipe", asked(adaptations={"full": {}, "lora": LORA}), project)
     paragraphs = yaml.safe_load((project / "reports/verdict/recipe/recipe.yaml").read_text())
-    run = build(FinetuneRun, paragraphs["recipe"], "finetune.recipe")
+    run = build(FinetuneRun, paragraphs["recipe_recipe"], "finetune.recipe")
     assert run.data == "xray" and run.seeds == (0, 1) and run.label_share == 1.0
     wanted = build(FinetuneRun, {**plain(run), **asked().tuning}, "as asked")
     assert (run.optimisation, run.machine, run.patience) == (wanted.optimisation, wanted.machine, wanted.patience)
-    assert set(paragraphs["recipe"]["optimisation"]) == {"steps", "batch_size", "betas"}, "what is usual is left out"
+    assert set(finetune.run("recipe_recipe", run, project)) and (project / "artifacts/finetune/recipe_recipe").is_dir()
+    optimisation = paragraphs["recipe_recipe"]["optimisation"]
+    assert set(optimisation) == {"steps", "batch_size", "betas"}, "what is usual is left out"
 
 
 @pytest.mark.parametrize(("changes", "message"), [
