@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from domains.sample import Task
 from domains.splits import assert_no_group_is_cut, pseudonym, pseudonyms_of
 from domains.store import open_prepared
 from pipelines import report
-from pipelines.scoring import metrics
+from pipelines.scoring import metrics, surfaces
 from pipelines.scoring.answers import answers
 from pipelines.scoring.assessment import Arm, Unseen, assess
 from pipelines.scoring.evaluation_pictures import draw
@@ -160,6 +161,8 @@ def predict_arm(arm: str, folder: Path, tuned: Mapping[str, Any], unseen: Unseen
     """Calibrated predictions of every seed of an arm on the test rows."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told: list[np.ndarray] = []
+    gauge = surfaces.gauge(unseen.prepared.contract, len(unseen.task.outputs))
+    far: list[np.ndarray] = []
     temperatures: dict[str, float] = {}
     reasons: dict[tuple[str, str], list[str]] = {}
     for seed in tuned["seeds"]:
@@ -173,13 +176,21 @@ def predict_arm(arm: str, folder: Path, tuned: Mapping[str, Any], unseen: Unseen
         if uncompared:
             reasons.setdefault((arm, uncompared), []).append(str(seed))
         source = Source(unseen.prepared, contract, domain_code(settings.domain), unseen.rows)
-        told.append(answers(model, source, task, unseen.task_name, record["temperature"], device, settings.batch_size))
+        measured: list[np.ndarray] = []
+        look = None if gauge is None else partial(_measure, gauge, measured)
+        told.append(answers(model, source, task, unseen.task_name, record["temperature"], device, settings.batch_size,
+                            look=look))
+        far += [np.stack(measured)] if measured else []
         temperatures[str(seed)] = float(record["temperature"])
         why = (record.get("temperature_fit") or {}).get("note", "")
         if why and task.kind not in ("regression", "segmentation"):
             reasons.setdefault((f"temperature of {arm}", why), []).append(str(seed))
     notes = tuple(f"{what}, seed {', '.join(seeds)}: {why}" for (what, why), seeds in reasons.items())
-    return Arm(np.stack(told), temperatures, notes)
+    return Arm(np.stack(told), temperatures, notes, np.stack(far) if far else None)
+
+
+def _measure(gauge: surfaces.Gauge, into: list[np.ndarray], true: np.ndarray, called: np.ndarray) -> None:
+    into.append(gauge(true, called))
 
 
 def check_unseen(record: Mapping[str, Any], unseen: Unseen, at: Path) -> str:
@@ -259,19 +270,23 @@ def _publish(root: Path, tuned: Mapping[str, Any], folder: Path, unseen: Unseen,
 
 def write_predictions(path: Path, unseen: Unseen, arms: Mapping[str, Arm], floors: Mapping[str, Floor]) -> None:
     """One line per row, arm and seed; groups as hashes, since the file travels further than the data. Of masks it holds
-    counts: TP, FP and FN in pixels, class by class."""
+    counts, TP, FP and FN in pixels, class by class, and of grids distances, as surfaces.NAMES, class by class."""
     keys, groups, sources = (unseen.column(column) for column in ("key", "group", "source"))
     labels = unseen.labels
     told_as = "counts" if unseen.task.kind == "segmentation" else "probabilities"
-    sets = [(arm, int(seed), one.predicted[s]) for arm, one in arms.items() for s, seed in enumerate(one.temperatures)]
-    sets += [(f"floor {name}", 0, one.predicted) for name, one in floors.items()]
+    sets = [(arm, int(seed), one.predicted[s], None if one.distances is None else one.distances[s])
+            for arm, one in arms.items() for s, seed in enumerate(one.temperatures)]
+    sets += [(f"floor {name}", 0, one.predicted, None) for name, one in floors.items()]
+    measured = any(far is not None for *_, far in sets)
     lines = [{"key": keys[i], "group": pseudonym(groups[i]), "source": sources[i], "arm": arm, "seed": seed,
-              "label": labels[i].tolist(), told_as: told[i].tolist()}
-             for arm, seed, told in sets for i in range(len(keys))]
+              "label": labels[i].tolist(), told_as: told[i].tolist(),
+              **({"distances": None if far is None else far[i].tolist()} if measured else {})}
+             for arm, seed, told, far in sets for i in range(len(keys))]
     numbers = pa.list_(pa.float32())
     schema = pa.schema([("key", pa.string()), ("group", pa.string()), ("source", pa.string()), ("arm", pa.string()),
                         ("seed", pa.int32()), ("label", numbers),
-                        (told_as, pa.list_(pa.float64()) if told_as == "counts" else numbers)])
+                        (told_as, pa.list_(pa.float64()) if told_as == "counts" else numbers),
+                        *([("distances", pa.list_(pa.float64()))] if measured else [])])
     pq.write_table(pa.Table.from_pylist(lines, schema=schema), path, compression="zstd")
 
 

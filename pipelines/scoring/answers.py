@@ -21,19 +21,27 @@ from pipelines.weights.tuned_checkpoints import predict
 
 Truth = Callable[[int], np.ndarray]
 """Row of the index -> its true mask, as a task's class numbers."""
+Look = Callable[[np.ndarray, np.ndarray], None]
+"""The true and the called classes of a sample -> nothing."""
 
 
 def answers(model: Tuned, source: Source, task: Task, task_name: str, temperature: float, device: torch.device,
-            batch_size: int = 128, truth: Truth | None = None) -> Floats:
+            batch_size: int = 128, truth: Truth | None = None, look: Look | None = None) -> Floats:
     """n K calibrated probabilities or numbers, in the order of the source's rows; of masks n 3K counts of pixels.
 
     Args:
         truth: what masks are compared with; None: those of the prepared data.
+        look: is shown the true and the called mask of each row.
     """
     if task.kind != "segmentation":
         return np.asarray(probabilities(predict(model, source, batch_size, device), task.kind, temperature))
     of_row = truth or partial(true_mask, source.prepared, task_name)
-    found = [overlap.counts(of_row(row), called, len(task.outputs)) for row, called in masks(model, source, device)]
+    found = []
+    for row, called in masks(model, source, device):
+        true = of_row(row)
+        found.append(overlap.counts(true, called, len(task.outputs)))
+        if look is not None:
+            look(true, called)
     return np.stack(found) if found else np.zeros((0, 3 * len(task.outputs)))
 
 

@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from domains.sample import Task
 from domains.store import LEAKS, Prepared
-from pipelines.scoring import overlap
+from pipelines.scoring import overlap, surfaces
 from pipelines.scoring.comparisons import beside
 from pipelines.scoring.evaluation_record import ArmResult, Cost, Evaluation, FloorResult
 from pipelines.scoring.floors import Floor
 from pipelines.scoring.metrics import Floats
+from pipelines.scoring.surfaces import with_surfaces
 from pipelines.scoring.uncertainty import Spread, by_source, estimates, output_estimates, seed_std, spread
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Arm:
     """Seed -> temperature, in the order of `predicted`."""
     notes: tuple[str, ...] = ()
     """What a reader should know of the temperatures."""
+    distances: Floats | None = None
+    """S n 2K: of masks on grids how far surfaces lie apart (surfaces.distances); None: not measured."""
 
 
 def assess(name: str, asked: EvaluateRun, headline: str, tuned: Mapping[str, Any], unseen: Unseen,
@@ -75,7 +78,8 @@ def assess(name: str, asked: EvaluateRun, headline: str, tuned: Mapping[str, Any
         return spread(kind, labels[part], predicted[:, part], groups[part].tolist(), asked.resamples, asked.seed)
 
     every = np.arange(len(labels))
-    whole = {arm: score(one.predicted, every) for arm, one in arms.items()}
+    whole = {arm: with_surfaces(score(one.predicted, every), one.distances, labels, groups.tolist(), asked.resamples,
+                                asked.seed) for arm, one in arms.items()}
     parts = {source: {arm: score(one.predicted, part) for arm, one in arms.items()}
              for source, part in by_source(unseen.column("source")).items()}
     baseline = asked.baseline if asked.baseline in arms else next(iter(arms))
@@ -131,6 +135,12 @@ def _notes(first: Spread, unseen: Unseen, arms: Mapping[str, Arm]) -> list[str]:
                      f"out of averages: {', '.join(outputs[k] for k in first.absent)}")
     if unseen.task.kind == "segmentation":
         notes.append(where_classes_are(unseen, next(iter(arms.values())).predicted[0]))
+        measured = {arm: one.predicted for arm, one in arms.items() if one.distances is not None}
+        if measured:
+            notes.append(surfaces.note(unseen.prepared.contract, measured))
+        elif unseen.prepared.contract.kind != "points":
+            notes.append("no surface distances: scipy is not installed. Install it with: pip install "
+                         "'lacuna[tracking]'")
     return [*notes, *repeats(unseen), *(note for one in arms.values() for note in one.notes)]
 
 

@@ -74,9 +74,15 @@ METRICS: dict[str, Metric] = {
     "recall": Metric("recall", True, "TP / (TP + FN), pixels of all samples together; averaged over classes."),
     "false_alarms": Metric("false alarms", False, "Share of the samples without a class in which some pixel was called "
                            "it, averaged over classes. Not defined where every sample holds the class."),
+    "hausdorff95": Metric("Hausdorff 95 %", False, "The larger of two 95th percentiles: distances from each surface of "
+                          "a class to the other, true and predicted; averaged over the samples whose truth holds the "
+                          "class, then over classes. Where nothing was called it, the sample's diagonal counts."),
+    "surface_distance": Metric("surface distance", False, "Mean of the same distances, both ways together; averaged "
+                               "likewise."),
 }
 
-NEEDS_BOTH = ("auroc", "average_precision", "balanced_accuracy", "f1", "dice", "iou", "precision", "recall")
+NEEDS_BOTH = ("auroc", "average_precision", "balanced_accuracy", "f1", "dice", "iou", "precision", "recall",
+              "hausdorff95", "surface_distance")
 """Metrics that set one outcome against the other, and know no more than the rarer of the two allows; of masks, than the
 groups that hold the class."""
 

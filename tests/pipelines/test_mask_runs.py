@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from pipelines.evaluate import EvaluateRun
 from pipelines.finetune import FinetuneRun
 from pipelines.prediction.segmenting import segment
 from pipelines.pretrain import PretrainRun
-from pipelines.scoring import overlap
+from pipelines.scoring import overlap, surfaces
 from pipelines.scoring.evaluation_record import load
 from pipelines.settings import build
 from pipelines.shift import ShiftRun
@@ -67,6 +68,17 @@ def test_what_evaluate_says_of_a_model_is_what_its_masks_give(project: Path) -> 
                     dice[k - 1].append(2 * (a & b).sum() / (a.sum() + b.sum()))
         assert one.arms[arm].per_seed["dice"]["1"] == pytest.approx(np.mean([np.mean(each) for each in dice]))
         assert one.arms[arm].temperature == {"0": 1.0, "1": 1.0}
+        far = np.array([surfaces.distances(
+            true_mask(prepared, "discs", int(row)), segment(model, source, int(row), torch.device("cpu")).argmax(0), 2)
+            for row in rows])
+        for at, name in enumerate(surfaces.NAMES):
+            assert one.arms[arm].per_seed[name]["1"] == pytest.approx(np.nanmean(far[:, at::2], 0).mean())
+            told = one.arms[arm].metrics[name]
+            assert told.low < told.value < told.high
+        lines = pq.read_table(project / "artifacts/evaluate/discs/predictions.parquet").to_pylist()
+        mine = [line["distances"] for line in lines if (line["arm"], line["seed"]) == (arm, 1)]
+        np.testing.assert_allclose(np.array(mine), far)
+    assert set(surfaces.NAMES) <= set(one.paired["pretrained"]) and "in pixels of the prepared grid" in str(one.notes)
     assert (project / "reports/evaluate/discs/masks.png").is_file()
 
 
