@@ -112,7 +112,7 @@ def run(name: str, settings: AdaptRun, root: Path, resume_despite_code_change: b
     prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
     start = resolve(settings.start, None, prepared.contract, root)
     masked = as_pretraining(settings, start)
-    code = domain_code(settings.domain)
+    code = domain_code(settings.domain, prepared.contract)
     augment = (None if settings.augment is None
                else build(code.augment.Augment, settings.augment, f"adapt.{name}.augment"))
     for sentence in start.said:

@@ -212,7 +212,8 @@ class Asked:
 
     def source(self, rows: np.ndarray, start: Start) -> Source:
         """Rows as the encoder is to see them."""
-        return Source(self.prepared, start.contract, domain_code(self.settings.domain), rows, self.labels)
+        return Source(self.prepared, start.contract, domain_code(self.settings.domain, self.prepared.contract), rows,
+                      self.labels)
 
     def training(self, tuning: EpisodicTuning) -> tuple[Any, list[Episode]]:
         """Number -> episode of training groups; and those whose queries are validation groups. Neither holds a new

@@ -22,6 +22,7 @@ from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
 from domains.store import Prepared, open_prepared
 from models.adapters.adapter import AdapterSettings, add_adapter, trunk_hash
+from models.adapters.prior_prompts import PriorPrompts, check_neighbours
 from models.encoder.chance import Chance, key_of
 from models.encoder.flexible_patches import check_sizes, drawn_size, patches_of
 from models.encoder.initialisation import Initialisation, initialise
@@ -77,7 +78,9 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
     prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
     rows = labelled_rows(prepared, settings.data, settings.task, settings.label_share, settings.label_seed)
     check_head(settings, prepared.contract.tasks[settings.task])
+    domain_code(settings.domain, prepared.contract)
     start = resolve_start(settings, prepared.contract, root)
+    check_adapters(settings.adapters, start, len(rows[0]))
     for sentence in start.said:
         print(f"start: {sentence}")
     if settings.flexible_patches:
@@ -132,6 +135,18 @@ def check_head(settings: FinetuneRun, task: Task) -> None:
         raise ValueError(f"head: found {settings.head.kind} for {settings.task}, a {task.kind} task, expected "
                          f"{'sample or nearest' if masks else 'segment'}. Set head: {{kind: "
                          f"{'sample' if masks else 'segment'}}}.")
+
+
+def check_adapters(adapters: tuple[AdapterSettings, ...], start: Start, num_rows: int) -> None:
+    """Raises ValueError for adapters that the encoder has no room for, or too few rows: at once, and not when the arms
+    before theirs have been trained. Nothing is computed: the encoder of this check has no numbers in it."""
+    if not adapters:
+        return
+    encoder = start.random().build().to("meta")
+    for one in adapters:
+        add_adapter(encoder, one)
+        if isinstance(one, PriorPrompts):
+            check_neighbours(num_rows, one.neighbours)
 
 
 def _train_side_by_side(name: str, settings: FinetuneRun, root: Path, work: Work, tracked: Any) -> None:

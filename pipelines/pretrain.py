@@ -118,7 +118,7 @@ def run(name: str, settings: PretrainRun, root: Path, resume_despite_code_change
         SettingsError, ContractMismatch, CheckpointError, TrainingFailed: each a sentence for the user.
     """
     prepared = open_prepared(root / "data/prepared" / settings.data, settings.machine.check_reads)
-    code = domain_code(settings.domain)
+    code = domain_code(settings.domain, prepared.contract)
     augment = (None if settings.augment is None
                else build(code.augment.Augment, settings.augment, f"pretrain.{name}.augment"))
     start = resolve(settings.start, settings.encoder, prepared.contract, root)
@@ -260,6 +260,10 @@ def look(encoder: AnyEncoder, source: Source, settings: PretrainRun) -> dict[str
     device = next(encoder.parameters()).device
     some = Source(source.prepared, source.contract, source.code, _evenly(source.rows, gates.samples))
     features = torch.from_numpy(embed(encoder, some, device))
+    if not bool(features.isfinite().all()):
+        raise TrainingFailed(f"embeddings: found {int((~features.isfinite()).any(1).sum())} of {len(features)} samples "
+                             "whose features are NaN or infinite, expected finite numbers: the training has diverged. "
+                             "Lower learning_rate, or set clip: 1.0.")
     numbers = {"embedding_std": embedding_std(features), "effective_rank": effective_rank(features)}
     if numbers["embedding_std"] < gates.min_std or numbers["effective_rank"] < gates.min_rank:
         raise TrainingFailed(f"embeddings have collapsed: standard deviation {numbers['embedding_std']:.4f} "
@@ -334,7 +338,7 @@ def _pictures(one: Pretraining) -> None:
     shown = _evenly(val if len(val) else source.rows, one.settings.num_pictures)
     rows = reconstruction_rows(one.objective, source, shown, one.settings.seed, device)
     report.reconstructions(reports / "reconstruction.png", rows)
-    report.loss_curve(reports / "loss.png", one.history)
+    drawn = report.loss_curve(reports / "loss.png", one.history)
     report.write_csv(reports / "loss.csv", [point for point in one.history if "loss" in point])
-    for picture in ("reconstruction.png", "loss.png"):
+    for picture in ("reconstruction.png", *(["loss.png"] if drawn else [])):
         one.tracked.picture(reports / picture)

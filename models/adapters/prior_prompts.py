@@ -125,9 +125,7 @@ class Memory(nn.Module):
         Raises:
             ValueError: fewer samples than neighbours.
         """
-        if len(features) < self.settings.neighbours:
-            raise ValueError(f"prior_prompts: found {len(features)} training samples, expected at least as many as "
-                             f"neighbours, {self.settings.neighbours}. Ask for fewer neighbours.")
+        check_neighbours(len(features), self.settings.neighbours)
         count = min(len(features), len(self.bank))
         chosen = torch.arange(count, device=features.device) * len(features) // count
         self.bank.zero_()
@@ -200,6 +198,13 @@ def add_prior_prompts(encoder: Encoder, settings: PriorPrompts) -> list[nn.Param
         new += [] if wrapper.prompts is None else [wrapper.prompts]
     encoder.blocks[0].add_module("memory", memory)
     return [*new, *(value for _, value in added(memory))]
+
+
+def check_neighbours(num_samples: int, neighbours: int) -> None:
+    """Raises ValueError for fewer training samples than are looked up."""
+    if num_samples < neighbours:
+        raise ValueError(f"prior_prompts: found {num_samples} training samples, expected at least as many as "
+                         f"neighbours, {neighbours}. Ask for fewer neighbours.")
 
 
 def memories(encoder: nn.Module) -> Iterator[Memory]:

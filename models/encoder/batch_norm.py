@@ -23,6 +23,8 @@ class SyncedBatchNorm1d(torch.nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            if self.training:
+                _check_count(input.numel() // input.shape[1])
             return super().forward(input)
         self._check_input_dim(input)
         x = input if input.dtype == torch.float64 else input.float()
@@ -56,12 +58,17 @@ def _global_moments(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor, Tensor]
     local = x.new_tensor([x.numel() // x.shape[1]])
     sums = _sum_over_processes(torch.cat([x.sum(axes), local]))
     count = sums[-1].detach()
-    if count <= 1:
-        raise ValueError(f"batch normalisation: found {int(count)} value per channel over all processes, expected at "
-                         "least 2 when training. Use a larger batch.")
+    _check_count(int(count))
     mean = sums[:-1] / count
     variance = _sum_over_processes((x - _beside(mean, x)).square().sum(axes)) / count
     return count, mean, variance
+
+
+def _check_count(count: int) -> None:
+    if count <= 1:
+        raise ValueError(f"batch normalisation: found {count} value per channel over all processes, expected at least "
+                         "2 when training. Use a larger batch_size, accumulate fewer micro-batches, or take layers "
+                         "without batch norm.")
 
 
 def _beside(per_channel: Tensor, x: Tensor) -> Tensor:

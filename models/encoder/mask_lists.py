@@ -22,8 +22,15 @@ def split_by_score(score: Tensor, usable: Tensor | None, ratio: float, round_hid
         score: B N.
         usable: B N bool, or None when all are.
         round_hidden: what becomes of the fraction of a patch that `ratio` leaves over.
+
+    Raises:
+        ValueError: there is one patch, or none: nothing could be hidden.
     """
     count = score.shape[1]
+    if count < 2:
+        raise ValueError(f"masking: found {count} to choose from in a sample, expected at least two patches (or cells "
+                         "of patches): one to see, one to hide. Choose a smaller `patch` (or `cell`), or larger "
+                         "samples.")
     if usable is None:
         seen = num_visible(count, ratio, round_hidden)
         order = score.argsort(dim=1, stable=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domains.contract import Contract
+from domains.contract import Contract, ContractMismatch
 from domains.store import Prepared
 from models.encoder.chance import Chance, chance_of, key_of, uniform
 from pipelines.training.crops import around_a_class
@@ -37,8 +37,16 @@ class DomainCode(NamedTuple):
     """picture"""
 
 
-def domain_code(domain: str) -> DomainCode:
-    """Import one domain and no other, so that a change in one never re-runs another's stages."""
+def domain_code(domain: str, data: Contract | None = None) -> DomainCode:
+    """Import one domain and no other, so that a change in one never re-runs another's stages.
+
+    Raises:
+        ContractMismatch: `data` was ingested as another domain.
+        ValueError: there is no such domain.
+    """
+    if data is not None and data.domain != domain:
+        raise ContractMismatch(f"domain: found {domain}, expected {data.domain}, as which the data was ingested: its "
+                               "samples are read and disturbed by that domain's code. Remedy: set `domain` of the run.")
     match domain:
         case "medical":
             from domains.medical import augment, dataset, picture

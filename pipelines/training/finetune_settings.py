@@ -99,6 +99,10 @@ class FinetuneRun:
             raise ValueError(f"flexible_patches: found protocol {self.protocol} with head {self.head.kind}, expected "
                              "full with sample: the kernel must be trained, and a head that answers per patch has one "
                              "size. Leave flexible_patches out.")
+        if self.adapters and (checkpoints.is_scratch(self.start) or "pretrained" not in self.arms):
+            raise ValueError(f"adapters: found {len(self.adapters)} with start {self.start} and arms "
+                             f"{list(self.arms)}, expected a start and the arm pretrained: adapters go on pretrained "
+                             "weights, and the scratch arm is trained whole. Name a start, or leave adapters out.")
         if self.adapters and self.protocol != "full":
             raise ValueError(f"adapters: found {len(self.adapters)} with protocol {self.protocol}, expected protocol "
                              "full: the others train nothing inside the encoder. Leave one of the two out.")

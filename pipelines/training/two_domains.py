@@ -63,7 +63,7 @@ def two_domains(labelled: Prepared, target: Prepared, start: Start, domain: str,
         raise ContractMismatch(f"channels: found {', '.join(target.contract.names)} in {names[1]}, expected "
                                f"{', '.join(labelled.contract.names)} in this order, as {names[0]} has them. "
                                "Remedy: list the bands of both data runs alike, and ingest again.")
-    code = domain_code(domain)
+    code = domain_code(domain, labelled.contract)
     labels = labelled.labels(task)
     train, val = (_of_sources(labelled, rows, sources[0], names[0]) for rows in labelled_rows(labelled, names[0], task))
     pool = pool_rows(target, sources[1])

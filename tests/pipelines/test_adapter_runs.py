@@ -197,3 +197,13 @@ def test_the_scratch_arm_is_trained_whole_beside_an_adapter_and_both_are_scored(
 def test_what_does_not_go_with_adapters_is_refused(changes, message):
     with pytest.raises(SettingsError, match=message):
         tuning("xray", changes.pop("adapters", EVERY[0]), **changes)
+
+
+@pytest.mark.parametrize(("adapters", "said"), [
+    ([{"kind": "geometry"}], "geometry: found a tokenizer GridTokenizer"),
+    ([{"kind": "prior_prompts", "neighbours": 999}], "expected at least as many as neighbours, 999"),
+    ([{"kind": "prompts"}, {"kind": "gated_prompts"}], "has prompts already")])
+def test_adapters_that_have_no_room_are_refused_before_any_arm_is_trained(adapters, said, project):
+    with pytest.raises(ValueError, match=said):
+        finetune.run("no_room", tuning("xray", adapters, arms=["scratch", "pretrained"]), project)
+    assert not list((project / ".work/finetune").glob("no_room*"))

@@ -16,6 +16,7 @@ from pipelines.finetune import build_model, resolve_start
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
 from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.training import TrainingFailed
 from pipelines.weights.checkpoints import load_encoder
 from pipelines.weights.tuned_checkpoints import load_tuned
 from tests.fabricate import prepare, pretrain_settings
@@ -89,7 +90,9 @@ def test_a_fine_tuning_draws_patch_sizes_and_leaves_a_checkpoint_of_the_stored_o
     ({"flexible_patches": [[4, 4]], "protocol": "knn", "head": {"kind": "nearest"}}, "expected full with sample"),
     ({"protocol": "linear"}, "protocol linear: found .* expected one linear layer on standardised features"),
     ({"protocol": "linear", "head": {"kind": "sample", "batch_norm": True, "hidden": 4}}, "neither `hidden` nor"),
-    ({"initialisation": "mimetic", "arms": ["pretrained"]}, "initialisation mimetic is for the scratch arm")])
+    ({"initialisation": "mimetic", "arms": ["pretrained"]}, "initialisation mimetic is for the scratch arm"),
+    ({"adapters": [{"kind": "lora"}]}, "adapters: found 1 with start scratch and arms .*expected a start"),
+    ({"adapters": [{"kind": "lora"}], "start": "artifacts/pretrain/xray"}, "and the arm pretrained")])
 def test_a_fine_tuning_that_could_not_use_an_option_is_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=told):
         tuning(**changes)
@@ -116,3 +119,34 @@ def test_gradients_are_clipped_under_bf16(tmp_path: Path) -> None:
     plan = {"steps": 2, "batch_size": 8, "log_every": 1, "clip": 0.5}
     settings = build(PretrainRun, {**pretrain_settings("xray", optimisation=plan), "machine": machine}, "pretrain.test")
     assert pretrain.run("clipped", settings, tmp_path)["steps"] == 2
+
+
+def test_data_of_another_domain_is_refused_before_training(tmp_path: Path) -> None:
+    prepare(tmp_path / "data/prepared/xray")
+    told = "domain: found satellite, expected medical, as which the data was ingested"
+    with pytest.raises(ValueError, match=told):
+        finetune.run("xray", tuning(domain="satellite"), tmp_path)
+    with pytest.raises(ValueError, match=told):
+        pretrain.run("xray", build(PretrainRun, pretrain_settings("xray", domain="satellite"), "test"), tmp_path)
+
+
+def test_patches_as_large_as_the_sample_leave_nothing_to_hide_and_are_refused(tmp_path: Path) -> None:
+    prepare(tmp_path / "data/prepared/xray")
+    like = pretrain_settings("xray")
+    like["encoder"] = {**like["encoder"], "tokenizer": {"kind": "grid", "patch": [16, 16]}}  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="found 1 to choose from in a sample, expected at least two patches"):
+        pretrain.run("xray", build(PretrainRun, like, "test"), tmp_path)
+
+
+def test_a_pretraining_that_has_diverged_says_so(tmp_path: Path) -> None:
+    prepare(tmp_path / "data/prepared/xray")
+    plan = {"steps": 4, "batch_size": 8, "learning_rate": 1e30, "log_every": 2, "warmup": 0.0}
+    with pytest.raises(TrainingFailed, match="features are NaN or infinite.*has diverged. Lower learning_rate"):
+        pretrain.run("xray", build(PretrainRun, pretrain_settings("xray", optimisation=plan), "test"), tmp_path)
+
+
+def test_batch_norms_of_a_batch_of_one_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    prepare(tmp_path / "data/prepared/xray")
+    settings = tuning(head={"kind": "sample", "batch_norm": True}, optimisation={"steps": 1, "batch_size": 1})
+    with pytest.raises(ValueError, match="found 1 value per channel.*Use a larger batch_size"):
+        finetune.run("xray", settings, tmp_path)

@@ -57,3 +57,14 @@ def test_a_sample_is_answered_alone_as_in_a_batch_and_one_without_data_is_a_numb
     without = model.features(x * known, known)
     assert without.isfinite().all()
     torch.testing.assert_close(without[:2], together[:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "where"), [(kind, where) for kind, where in CASES
+                                             if kind.__name__ not in ("Prompts", "GatedPrompts", "DynamicPrompts",
+                                                                      "PriorPrompts")],
+                         ids=lambda one: getattr(one, "__name__", one))
+def test_adapters_without_prompts_add_nothing_at_the_start(kind, where):
+    encoder, patches = make(where)
+    before = encoder(patches).tokens
+    add_adapter(encoder, kind())
+    torch.testing.assert_close(encoder.eval()(patches).tokens, before, rtol=1e-4, atol=1e-5)

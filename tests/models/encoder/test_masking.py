@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.encoder.chance import Chance, chance_of
+from models.encoder.mask_lists import split_by_score
 from models.encoder.masking import (
     BlockMasking,
     CellMasking,
@@ -168,3 +169,17 @@ def test_a_share_that_is_no_whole_number_is_rounded_as_asked(kind, count, ratio,
         for rounding, expected in (("up", up), ("down", down)):
             mask = kind(ratio=ratio, round_hidden=rounding)(cut, chance(batch=2))
             assert mask.hidden.shape == (2, expected) and mask.visible.shape == (2, count - expected)
+
+
+def test_a_block_grows_from_a_patch_that_holds_data():
+    place = torch.arange(8.0)[None, :, None].expand(64, -1, -1)
+    known = (torch.arange(8) >= 5)[None, :, None].expand(64, -1, -1)          # three patches at one end hold data
+    cut = Patches(torch.zeros(64, 8, 1), place, known)
+    mask = BlockMasking(ratio=0.34)(cut, chance_of(0, 0, 0, torch.arange(64), torch.zeros(64, dtype=torch.int64)))
+    assert set(mask.hidden[:, -1].tolist()) == {5, 6, 7}, "any of them is the centre of some sample's block"
+
+
+@pytest.mark.parametrize("usable", [None, torch.ones(2, 1, dtype=torch.bool)])
+def test_one_patch_is_refused_since_nothing_could_be_hidden(usable):
+    with pytest.raises(ValueError, match="found 1 to choose from in a sample, expected at least two"):
+        split_by_score(torch.zeros(2, 1), usable, 0.75)

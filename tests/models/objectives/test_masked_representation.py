@@ -167,3 +167,13 @@ def test_labels_of_whole_samples_are_refused() -> None:
 def test_a_loss_of_nothing_sure_is_nothing() -> None:
     assert float(loss_of(torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64),
                          torch.zeros(2, 4, 4, dtype=torch.bool))) == 0
+
+
+def test_what_is_rebuilt_depends_on_where_it_was_hidden() -> None:
+    tuned = model()
+    rebuilder = Rebuilder(MaskedRepresentation(**SMALL), tuned.encoder, 0)  # type: ignore[arg-type]
+    patches = tuned.encoder.tokenizer.patchify(samples())
+    hidden = torch.zeros(3, 16, dtype=torch.bool)
+    hidden[:, [2, 11]] = True
+    out = rebuilder(tuned.encode(patches), patches, hidden).tokens
+    assert float((out[:, 2] - out[:, 11]).detach().abs().amax(-1).min()) > 1e-3

@@ -115,6 +115,13 @@ def test_a_view_differs_from_its_target_within_the_holes_alone_and_the_unknown_s
     assert (borrowed.fill_diagonal_(0) > 20).any()  # pieces of another sample of the batch
 
 
+def test_what_is_to_be_restored_is_the_turned_sample_without_holes():
+    x, model = torch.rand(4, 1, 64, 64), objective_of()
+    view = model.view(x, None, chance(4).branch(0))
+    assert torch.equal(view.target, turned(x, view.turns, (-2, -1)))
+    assert not torch.equal(view.seen, view.target)
+
+
 def test_noise_reaches_from_the_smallest_to_the_largest_value():
     x = torch.tensor([[[-3.0, 5.0]], [[2.0, 2.5]]]).repeat(1, 1, 500)
     noise = noise_like(x, chance(2), 7)
