@@ -67,7 +67,7 @@ class Difference:
     level: float = LEVEL
     """Of this interval by itself: above 95 % where several hold at once."""
     note: str = ""
-    """Why there is no interval, or what it does not hold."""
+    """Why there is no interval, what it does not hold, or what would narrow it."""
 
     @property
     def verdict(self) -> str:
@@ -153,7 +153,9 @@ def _difference(contrast: Contrast, errors: _Errors, level: float) -> Difference
     if lacking:
         return Difference(value, None, None, None, errors.groups, errors.seeds, contrast.num_groups, level, lacking)
     reach = _t_reach(level, errors.freedom) * errors.whole
-    note = "one seed: what other seeds would do is not in the interval" if math.isnan(errors.seeds) else ""
+    note = ("one seed: what other seeds would do is not in the interval" if math.isnan(errors.seeds) else
+            "luck of seeds is more of it than luck of test groups, so more seeds would narrow it"
+            if errors.seeds > errors.groups else "")
     return Difference(value, value - reach, value + reach, reach + POWER_REACH * errors.whole, errors.groups,
                       errors.seeds, contrast.num_groups, level, note)
 

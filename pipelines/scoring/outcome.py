@@ -32,12 +32,13 @@ def verdict(evaluation: Evaluation, arm: str = "pretrained") -> str:
         return f"cannot tell whether {what} helped: {shown}; {difference.note}.{_remedy(evaluation)}"
     seeds = len(evaluation.arms[arm].per_seed[metric])
     basis = f"over {difference.num_groups} test groups and {seeds} seed{'s' * (seeds > 1)}"
+    note = f" ({difference.note})" if difference.note else ""
     if difference.low <= 0 <= difference.high:
         gain, loss = map(abs, (difference.high, difference.low) if up else (difference.low, difference.high))
         return (f"cannot tell whether {what} helped: {shown} {basis} holds zero; it may have gained up to {gain:.3f} "
-                f"or lost up to {loss:.3f}.")
+                f"or lost up to {loss:.3f}{note}.")
     word = "helped" if (difference.value > 0) == up else "did not help, it was worse"
-    return f"{what} {word}: {shown} {basis}."
+    return f"{what} {word}: {shown} {basis}{note}."
 
 
 def _remedy(evaluation: Evaluation) -> str:
@@ -87,12 +88,12 @@ def summary(evaluation: Evaluation) -> str:
 
 
 def notes_of(evaluation: Evaluation) -> list[str]:
-    """The run's notes, and why the headline and calibration estimates are as they are, once each."""
+    """The run's notes, and why the headline and calibration estimates are as they are, once each. What is to be known
+    of differences stands in the verdict."""
     metric = evaluation.headline
     of_estimates = [(f"{METRICS[name].title} of {arm}", result.metrics[name].note)
                     for name in dict.fromkeys((metric, "ece")) for arm, result in evaluation.arms.items()
                     if name in result.metrics]
-    of_estimates += [(f"difference of {arm}", metrics[metric].note) for arm, metrics in evaluation.paired.items()]
     # Which outputs are left out stands by name in the run's notes.
     said = [f"{what}: {part}" for what, note in of_estimates for part in note.split("; ")
             if part and not part.startswith(LEFT_OUT)]

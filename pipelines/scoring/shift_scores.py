@@ -188,7 +188,7 @@ class Shift:
         shown = f"difference {found.text()}"
         if found.sign == 0:
             return (f"{said}, no fall could be shown: {values}, {shown}. With these test groups and seeds a fall under "
-                    f"{found.detectable:.3f} would stay invisible.")
+                    f"{found.detectable:.3f} would stay invisible{_of(found)}.")
         verb = "falls" if there.value < here.value else "rises"
         how = "" if self._worse(found.value) else ", which is better"
         return (f"{said}, {self.title} {verb} from {here.value:.3f} to {there.value:.3f} at {target}{how} "
@@ -203,7 +203,7 @@ class Shift:
             return f"{what}: {self.title} is the same on every resample."
         if found.sign == 0:
             return (f"{what}: no difference could be shown ({self.title} {found.text()}); one under "
-                    f"{found.detectable:.3f} would stay invisible.")
+                    f"{found.detectable:.3f} would stay invisible{_of(found)}.")
         verb = "costs" if self._worse(found.value) else "returns"
         return f"{what}: {verb} {abs(found.value):.3f} of {self.title} ({found.text()})."
 
@@ -258,6 +258,10 @@ class Shift:
             for damage, one in line.losses.items():
                 add(f"{line.name}.loss.{damage.name}.{damage.strength:g}.{self.headline}", one)
         return found
+
+
+def _of(found: Difference) -> str:
+    return f" ({found.note})" if found.note else ""
 
 
 def compare(name: str, source: str, unseen: Unseen, parts: Mapping[str, np.ndarray],

@@ -90,7 +90,8 @@ class Answer:
         if gain.verdict == "no difference":
             return (f"{what}: no difference could be shown ({self.title} {gain.text()} beside scratch, above 0 is "
                     f"better{averaged}); with these {self.num_groups} test groups and "
-                    f"{self.seeds} seeds a gain under {gain.detectable:.3f} would stay invisible.")
+                    f"{self.seeds} seeds a gain under {gain.detectable:.3f} would stay invisible"
+                    f"{f' ({gain.note})' if gain.note else ''}.")
         if gain.verdict == "hurt":
             return (f"{what} hurt: {self.title} worse by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}]"
                     f"{averaged}.")

@@ -117,11 +117,11 @@ def test_seeds_that_differ_as_much_as_the_arms_leave_it_open() -> None:
     one = assess("run", EvaluateRun("medical", "f", resamples=200), "mae", tuned, unseen, arms, {})
     found = one.paired["pretrained"]["mae"]
     assert found.value == pytest.approx(-0.525) and found.low is not None and found.high is not None
-    assert found.high > 0 and verdict(one).startswith("cannot tell")
+    assert found.high > 0 and verdict(one).startswith("cannot tell") and "more seeds would narrow it" in verdict(one)
     alone = {arm: Arm(p[:1], {"0": 1.0}) for arm, p in predicted.items()}
     certain = assess("run", EvaluateRun("medical", "f", resamples=200), "mae", tuned, unseen, alone, {})
-    assert verdict(certain).startswith("pretraining helped") and "1 seed." in verdict(certain)
-    assert "one seed: what other seeds would do is not in the interval" in summary(certain)
+    assert verdict(certain).startswith("pretraining helped") and "1 seed (one seed: what" in verdict(certain)
+    assert "other seeds would do is not in the interval" in summary(certain)
 
 
 def test_a_baseline_that_is_not_an_arm_gives_way_to_the_first(tmp_path: Path) -> None:
