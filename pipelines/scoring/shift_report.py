@@ -36,8 +36,8 @@ def write(folder: Path, shift: Shift) -> list[Path]:
 
 def by_source(path: Path, shift: Shift) -> bool:
     """The headline metric of every line on every source."""
-    rows = [(f"{line.name}, at {source}", one.value, one.low, one.high) for line in shift.lines.values()
-            for source, score in line.scores.items() for one in [score[shift.headline]]]
+    rows = [(f"{line.name}, at {source}", one.value, one.low, one.high) for source in shift.num_groups
+            for line in shift.lines.values() for one in [line.scores[source][shift.headline]]]
     groups = ", ".join(f"{count} at {source}" for source, count in shift.num_groups.items())
     axis, title = f"{shift.title} (test groups: {groups})", f"{shift.name}: trained on {shift.source}"
     return report.forest(path, rows, axis, title)
@@ -70,7 +70,8 @@ def by_damage(path: Path, shift: Shift) -> bool:
         axes.grid(color="0.9")
     panels[0].set_ylabel(f"{shift.title} at {shift.source}")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8,
+                  handlelength=3)
     return report.save_figure(figure, path)
 
 
