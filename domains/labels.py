@@ -16,21 +16,34 @@ import numpy as np
 from domains.rows import cells_of, column_of, masks_of
 from domains.sample import ManifestRow, Task
 
+WHOLE = re.compile(r"[+-]?\d+(?:\.0*)?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+UNKNOWN_WORDS = ("na", "n/a", "#n/a", "<na>", "null", "?")
+"""What programs write for a value that is not there, in small letters."""
+
 
 class LabelError(ValueError):
     """A label column holds what its task does not allow."""
 
 
 def canonical(text: str) -> str:
-    """One spelling per meaning: "1", "1.0" and "01" are the same number; an empty cell and "nan" are unknown ("")."""
+    """One spelling per meaning: "1", "1.0" and "01" are the same number; an empty cell and "nan" are unknown ("").
+    Whole numbers of any length stay what they are: a float would round those of 17 digits, as of studies and slides."""
     text = text.strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if math.isnan(number):
+    if WHOLE.fullmatch(text):
+        digits = text.partition(".")[0].lstrip("+-").lstrip("0")
+        return f"-{digits}" if digits and text[0] == "-" else digits or "0"
+    if text.lower() == "nan":
         return ""
+    number = _float(text)
+    if number is None or not math.isfinite(number):
+        return text
     return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _float(text: str) -> float | None:
+    """A number as tables write it; Python would also take 1_2 for 12, and digits of any script."""
+    return float(text) if NUMBER.fullmatch(text) else None
 
 
 def resolve(task: Task, rows: Sequence[ManifestRow], quote: bool = True) -> Task:
@@ -54,6 +67,7 @@ def resolve(task: Task, rows: Sequence[ManifestRow], quote: bool = True) -> Task
     splits = column_of(rows, "split")
     train = sorted({text for text, split in zip(texts, splits, strict=True) if text and split == "train"},
                    key=_number_or_text)
+    _refuse_unknown_as_class(task, train)
     if len(train) < 2:
         raise LabelError(f"column {task.columns[0]}: found {len(train)} classes in the training split, expected at "
                          "least 2. Remedy: check the task's column, sources and where.")
@@ -167,18 +181,15 @@ def _number(text: str, task: Task) -> float | None:
     """NaN for unknown, None for what the task does not allow."""
     if text == "":
         return math.nan
-    try:
-        number = float(text)
-    except ValueError:
+    number = _float(text)
+    if number is None or not math.isfinite(number) or (task.kind == "multi_label" and number not in (0.0, 1.0)):
         return None
-    return number if math.isfinite(number) and (task.kind != "multi_label" or number in (0.0, 1.0)) else None
+    return number
 
 
 def _number_or_text(text: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(text), ""
-    except ValueError:
-        return 1, 0.0, text
+    number = _float(text)
+    return (1, 0.0, text) if number is None else (0, number, "")
 
 
 def _check_columns(task: Task, rows: Sequence[ManifestRow]) -> None:
@@ -200,6 +211,17 @@ def _check_masks(task: Task, rows: Sequence[ManifestRow]) -> None:
     if never:
         raise LabelError(f"column {task.columns[0]}: found no training row that lists {', '.join(never)}. Expected "
                          "every class to be looked for in some. Remedy: correct `classes` or the column.")
+
+
+def _refuse_unknown_as_class(task: Task, classes: Sequence[str]) -> None:
+    """Tables say in several ways that a label is not known; as a class of its own it would be learnt."""
+    found = [name for name in classes if name.lower() in UNKNOWN_WORDS]
+    if "-1" in classes and all(name.isdecimal() for name in classes if name != "-1"):
+        found.append("-1")
+    if found:
+        raise LabelError(f"column {task.columns[0]}: found {', '.join(found)}, which often means that a label is not "
+                         "known, and would be a class of its own. Remedy: empty these cells, or list `classes` with or "
+                         "without it.")
 
 
 def _refuse_absent_classes(task: Task, texts: np.ndarray, quote: bool) -> None:

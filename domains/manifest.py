@@ -10,6 +10,7 @@ import csv
 import os
 import re
 import stat
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +31,8 @@ ENDINGS = ("(none)", ".bmp", ".csv", ".db", ".dcm", ".dicom", ".gz", ".htm", ".h
            ".zip")
 """Endings that a message may show of files that could be named after a patient."""
 
-_ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*:[\\/]{2}|/vsi|\0", re.IGNORECASE)
-"""A URL, GDAL's virtual file systems (`/vsicurl/`, `/vsizip/`: also in the middle of a path), a NUL."""
+_ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*:[\\/]{2}|^[a-z]:\\|/vsi|\0", re.IGNORECASE)
+"""A URL, a drive of Windows, GDAL's virtual file systems (`/vsicurl/`, `/vsizip/`: also within a path), a NUL."""
 
 
 class ManifestError(ValueError):
@@ -96,6 +97,22 @@ class Manifest:
     filtered: dict[str, dict[str, int]]
     """Why rows were left out: {"source": {"kermany": 2624}, "where kind": {"mr": 3}, "suffix": {".laz": 1}}."""
 
+    def said(self) -> list[str]:
+        """Sentences for whoever ingests."""
+        names = set(column_of(self.rows, "group"))
+        alike = sum(count for count in Counter(map(_bare, names)).values() if count > 1)
+        if not alike:
+            return []
+        return [f"{alike} of {len(names)} groups differ from another in nothing but capitals, blanks or leading zeros, "
+                "or in how an accent is coded; each counts as its own, so that one patient (scene, object) with two "
+                "such names may lie on both sides of a split. Remedy: write them alike"]
+
+
+def _bare(name: str) -> str:
+    """What is left of a name without what hands and programs add: "P 007" and "p7", "12.0" and "12"."""
+    bare = re.sub(r"\s+", "", unicodedata.normalize("NFKC", name)).casefold()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^(\d+)\.0+$", r"\1", bare))
+
 
 def read_manifest(files: Files, suffixes: tuple[str, ...], root: Path) -> Manifest:
     """The rows that a run takes.
@@ -139,7 +156,11 @@ def _csv_lines(files: Files, root: Path) -> Iterator[dict[str, str]]:
                             f"{files.path_column}, {files.group_column}; `lacuna init` writes one.")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
-        found = reader.fieldnames or []
+        try:
+            found = list(reader.fieldnames or [])
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise _unreadable(files, 1, error) from error
+        _refuse_header(found, files)
         needed = [files.path_column, *files.where, *([files.mask_column] if files.mask_column else [])]
         needed += [files.group_column] if files.group_by == "column" else []
         needed += [files.source_column] if files.sources else []
@@ -158,8 +179,30 @@ def _csv_lines(files: Files, root: Path) -> Iterator[dict[str, str]]:
                                         f"the header has ({len(found)}). Quote cells that hold commas.")
                 yield {name: (text or "").strip() for name, text in line.items()}
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ManifestError(f"{files.manifest} near line {reader.line_num}: {error}. "
-                                "Expected a CSV in UTF-8.") from error
+            raise _unreadable(files, reader.line_num, error) from error
+
+
+def _unreadable(files: Files, line: int, error: Exception) -> ManifestError:
+    what = "bytes that are no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return ManifestError(f"{files.manifest} near line {line}: {what}. Expected a CSV in UTF-8. Remedy: save it as "
+                         "\"CSV UTF-8\".")
+
+
+def _refuse_header(found: Sequence[str], files: Files) -> None:
+    """What programs for tables do to a header, and what would go unseen: of two columns with one name the last counts.
+    """
+    if len(found) == 1 and (sign := next((sign for sign in ";\t" if sign in found[0]), "")):
+        raise ManifestError(f"{files.manifest}: found a header parted by {'semicolons' if sign == ';' else 'tabs'}, "
+                            "expected commas. Remedy: save it with commas, and with points in numbers.")
+    blank = [number for number, name in enumerate(found, start=1) if name != name.strip()]
+    if blank:
+        raise ManifestError(f"{files.manifest}: found blanks around the names of columns "
+                            f"{', '.join(map(str, blank[:5]))}, expected none. Remedy: remove them from the header.")
+    twice = [number for number, name in enumerate(found, start=1) if name and name in found[:number - 1]]
+    if twice:
+        raise ManifestError(f"{files.manifest}: found columns with the name of an earlier one (numbers "
+                            f"{', '.join(map(str, twice[:5]))}), expected every name once. Remedy: rename or remove "
+                            "them.")
 
 
 def _folder_lines(folder: Path) -> Iterator[dict[str, str]]:
@@ -239,12 +282,14 @@ class _Places:
         self.folder, self.follow_links = str(folder), follow_links
         self.within = None if follow_links else folder
         self.strays: list[int] = []
+        self.backwards = 0
         self.line = 0
         self._parents: dict[str, str] = {}
 
     def find(self, text: str) -> Path:
         """The absolute path; a stray one is remembered."""
         joined = os.path.normpath(os.path.join(self.folder, text))
+        self.backwards += "\\" in text and not os.path.lexists(joined)
         if _ADDRESS.search(text) or not text or not self._inside(joined):
             self.strays.append(self.line)
         elif not self.follow_links and not self._inside(self._real(joined)):
@@ -268,6 +313,9 @@ class _Places:
                 f"addresses (first: rows {', '.join(map(str, dict.fromkeys(self.strays[:3])))}). Expected paths inside "
                 "files.folder. Remedy: set files.folder to a folder that holds all files; for symbolic links that you "
                 "trust set files.follow_links: true.")
+        if self.backwards:
+            raise ManifestError(f"paths: found {self.backwards} with backslashes that name no file, expected forward "
+                                "slashes. Remedy: replace them.")
 
     def _inside(self, path: str) -> bool:
         return path == self.folder or path.startswith(self.folder.rstrip("/") + "/")

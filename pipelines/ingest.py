@@ -200,6 +200,8 @@ def _say_filtered(name: str, manifest: Manifest) -> None:
     for what, counts in manifest.filtered.items():
         shown = ", ".join(f"{which or '(empty)'} {count}" for which, count in list(counts.items())[:8])
         print(f"ingest {name}: left out by {what}: {shown}")
+    for sentence in manifest.said():
+        print(f"ingest {name}: {sentence}")
 
 
 def _inputs(files: Files) -> dict[str, str | None]:
@@ -367,7 +369,8 @@ def _finish(name: str, settings: DataRun, manifest: Manifest, rows: Sequence[Man
     for sentence in mask_counts.sentences(masks):
         print(f"ingest {name}: {sentence}")
     summary = {
-        **data_summary.summarise(prepared, leaks, [*said, *joined.said(), *mask_counts.sentences(masks)]),
+        **data_summary.summarise(prepared, leaks,
+                                 [*manifest.said(), *said, *joined.said(), *mask_counts.sentences(masks)]),
         "mask_pixels": masks,
         "files": len(rows), "quarantined": len(refused),
         "reasons": dict(Counter(outcome.reason for outcome in refused).most_common(20)), "filtered": manifest.filtered,

@@ -31,6 +31,30 @@ def test_spellings_of_one_number_are_one_class(text: str) -> None:
     assert labels.arrays(Task("single_label", ("y",), ("0", "1")), rows([text])).item() == 1
 
 
+@pytest.mark.parametrize("text", ["1_2", "12a", "0x0c", "\u0661\u0662", "inf", "1 2"])
+def test_what_only_python_takes_for_a_number_stays_a_text(text: str) -> None:
+    assert labels.canonical(text) == text
+    with pytest.raises(LabelError, match="found 1 other values"):
+        labels.arrays(Task("regression", ("y",)), rows([text]))
+
+
+def test_long_numbers_are_not_rounded() -> None:
+    assert labels.canonical("9007199254740993.0") == "9007199254740993" == labels.canonical("+09007199254740993")
+    assert labels.canonical("-00") == "0" and labels.canonical("-012.") == "-12"
+
+
+@pytest.mark.parametrize("values", [["a", "b", "NA"], ["a", "b", "n/a"], ["0", "1", "-1.0"], ["x", "?"]])
+def test_a_word_for_not_known_does_not_become_a_class_by_itself(values: list[str]) -> None:
+    with pytest.raises(LabelError, match="not known.* Remedy: empty these cells, or list `classes`"):
+        labels.resolve(Task("single_label", ("y",)), rows(values))
+    listed = tuple(values)
+    assert labels.resolve(Task("single_label", ("y",), listed), rows(values)).classes == listed
+
+
+def test_signed_grades_are_classes() -> None:
+    assert labels.resolve(Task("single_label", ("y",)), rows(["-1", "0.5", "-2"])).classes == ("-2", "-1", "0.5")
+
+
 def test_classes_come_from_the_training_split_in_order() -> None:
     task = Task("single_label", ("y",))
     assert labels.resolve(task, rows(["10", "9", "2.0"])).classes == ("2", "9", "10")

@@ -74,6 +74,12 @@ def test_a_mask_may_not_leave_the_folder_either(tmp_path: Path) -> None:
     ("path,group\na.png,1\na.png,2\n", {}, "named more than once"),
     ("path,group\n./a.png,1\na.png,2\n", {}, "named more than once"),
     ("path,group,split\na.png,1,valid\n", {}, "found valid"),
+    ("path;group\na.png;1\n", {}, "parted by semicolons.*Remedy: save it with commas"),
+    ("path\tgroup\na.png\t1\n", {}, "parted by tabs"),
+    ("path, group\na.png,1\n", {}, "blanks around the names of columns 2"),
+    ("path,group,label,label\na.png,1,x,y\n", {}, "name of an earlier one .numbers 4"),
+    ("path,group\nsub\\a.png,1\n", {}, "1 with backslashes .*Remedy: replace them"),
+    ("path,group\nC:\\scans\\a.png,1\n", {}, "lead out of files.folder"),
     ("path,group\na.jpg,1\n", {}, "found no row to ingest"),
     ("path,group,source\na.png,1,x\n", {"sources": ("x", "z")}, "found no row of z"),
     ("path,group\na.png,1,surplus\n", {}, "another number of cells"),
@@ -137,3 +143,35 @@ def test_the_real_manifests_are_read_as_they_are(shared_data: Path, name: str, s
     assert len(found.rows) == num_rows
     assert found.filtered == left_out
     assert all(row.path.exists() for row in found.rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_a_manifest_in_another_encoding_is_answered_with_the_right_one(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "raw").mkdir()
+    for text in ("path,group,Gr\u00f6\u00dfe\na.png,1,2\n", "path,group\n" + "a.png,1\n" * 5000 + "\u00e4.png,2\n"):
+        (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+        with pytest.raises(ManifestError, match="no UTF-8. Expected a CSV in UTF-8. Remedy"):
+            read_manifest(Files("raw", "labels.csv"), (".png",), tmp_path)
+
+
+def test_what_programs_for_tables_add_changes_nothing(tmp_path: Path) -> None:
+    plain = read(tmp_path, 'path,group,note\na.png,1,"x, y"\nsub/\u00e4.png,2,\n').rows
+    bent = read(tmp_path, '\ufeffpath,group,note,,\r\na.png , 1,"x, y",,\r\n\r\nsub/\u00e4.png,2,,,\r\n').rows
+    assert [(row.key, row.group, row.columns["note"]) for row in bent] == \
+        [(row.key, row.group, row.columns["note"]) for row in plain]
+
+
+def test_a_backslash_that_is_part_of_a_name_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a\\b.png").write_text("x")
+    assert read(tmp_path, "path,group\na\\b.png,1\n").rows[0].key == "a\\b.png"
+
+
+@pytest.mark.parametrize(("names", "alike"), [
+    (("P1", "P2", "P10", "1.5", "15", "a_1", "a1", "P0", "p_0_1"), 0), (("P7", "p7", "x"), 2),
+    (("12", "012", "12.0"), 3), (("A 1", "A1"), 2), (("\u00e4", "a\u0308"), 2), (("scan_007", "scan_7"), 2)])
+def test_groups_that_hands_wrote_in_two_ways_are_said(tmp_path: Path, names: tuple[str, ...], alike: int) -> None:
+    lines = "".join(f"{i}.png,{name}\n" for i, name in enumerate(names))
+    said = read(tmp_path, f"path,group\n{lines}").said()
+    assert len(said) == bool(alike)
+    assert not said or f"{alike} of {len(names)} groups differ" in said[0]
