@@ -80,9 +80,11 @@ def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Ta
            labels: Mapping[str, np.ndarray], units: Mapping[str, str] | None = None) -> Sequence[ManifestRow]:
     """Give a split to the rows that have none; rows of a group that has one follow it.
 
-    Groups are sorted by stratum (source and labels) and, inside, by a hash of seed and name; walking along, each goes
-    to the split that lacks most rows. So every stretch of the order, and with it every stratum, has about the wanted
-    shares, and the outcome depends neither on the order of rows nor on a generator's state.
+    Each stratum (source and labels) is divided by itself: its groups, sorted by a hash of seed and name, lie around a
+    circle, each as long as its rows are many, and arcs of it are the splits. So every stratum has about the wanted
+    shares, the outcome depends neither on the order of rows nor on a generator's state, and a group that is added later
+    moves few others. Where there are so few groups that a split would get less than half or more than twice its share,
+    they are dealt one by one instead.
 
     Args:
         labels: per task n k, NaN where unknown; used for stratification.
@@ -104,7 +106,8 @@ def assign(rows: Sequence[ManifestRow], settings: Splits, tasks: Mapping[str, Ta
             open_rows[unit].append(i)
     strata = _strata(column_of(rows, "source"), open_rows, tasks, labels)
     order = sorted(open_rows, key=lambda unit: (strata[unit], _rank(unit, settings.seed), unit))
-    of_unit.update(_deal(order, [len(open_rows[unit]) for unit in order], settings))
+    sizes = [len(open_rows[unit]) for unit in order]
+    of_unit.update(_on_circles(order, sizes, strata, settings) or _deal(order, sizes, settings))
     splits = [split or known.get(group) or of_unit[units.get(group, group)]
               for group, split in zip(groups, given, strict=True)]
     assert_no_group_is_cut(groups, splits)
@@ -124,8 +127,39 @@ def _rank(group: str, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
 
 
+def _on_circles(order: Sequence[str], sizes: Sequence[int], strata: Mapping[str, tuple[str, ...]],
+                settings: Splits) -> dict[str, str]:
+    """Units to splits, stratum by stratum; nothing where a split would come out far from its share.
+
+    Where a circle begins is drawn by the stratum's name: so many small strata, of which each is too small to be
+    divided, have about the wanted shares together.
+    """
+    of_stratum: Counter[tuple[str, ...]] = Counter()
+    for unit, size in zip(order, sizes, strict=True):
+        of_stratum[strata[unit]] += size
+    dealt, before = {}, Counter[tuple[str, ...]]()
+    given: Counter[str] = Counter()
+    for unit, size in zip(order, sizes, strict=True):
+        stratum = strata[unit]
+        start = int(_rank("\0".join(stratum), settings.seed), 16) / 16**64
+        place = ((before[stratum] + size / 2) / of_stratum[stratum] + start) % 1
+        before[stratum] += size
+        dealt[unit] = ("test" if place < settings.test else "val" if place < settings.test + settings.val else "train")
+        given[dealt[unit]] += size
+    shares = _shares(settings)
+    total = max(1, sum(sizes))
+    fair = all(share / 2 <= given[split] / total <= 2 * share for split, share in shares.items())
+    return dealt if fair else {}
+
+
+def _shares(settings: Splits) -> dict[str, float]:
+    return {"train": 1 - settings.val - settings.test, "test": settings.test, "val": settings.val}
+
+
 def _deal(order: Sequence[str], sizes: Sequence[int], settings: Splits) -> dict[str, str]:
-    shares = {"train": 1 - settings.val - settings.test, "test": settings.test, "val": settings.val}
+    """Walking along, each goes to the split that lacks most rows: as even as can be, but one unit more moves all that
+    come after it."""
+    shares = _shares(settings)
     given = dict.fromkeys(shares, 0)
     dealt, total = {}, 0
     for group, size in zip(order, sizes, strict=True):

@@ -56,6 +56,30 @@ def test_another_seed_makes_another_division_and_the_same_seed_the_same() -> Non
     assert first != other
 
 
+@pytest.mark.parametrize("num_groups", [60, 300, 1000])
+def test_groups_that_are_added_move_few_of_those_that_were_there(num_groups: int) -> None:
+    before = {row.group: row.split for row in divide(make_rows(num_groups))}
+    for more in (1, num_groups // 20):
+        after = {row.group: row.split for row in divide(make_rows(num_groups + more))}
+        moved = sum(after[group] != split for group, split in before.items())
+        assert moved <= 6 + more  # three borders in each of two strata, which one group moves by less than another
+
+
+def test_many_strata_of_one_group_have_the_wanted_shares_together() -> None:
+    rows = [plain_row(f"g{i}") for i in range(1000)]
+    values = np.array([[i >> bit & 1 for bit in range(10)] for i in range(1000)], np.float32)
+    shares = Counter(row.split for row in assign(rows, Splits(), {"t": Task("multi_label", tuple("abcdefghij"))},
+                                                 {"t": values}))
+    assert abs(shares["test"] - 200) < 50 and abs(shares["val"] - 200) < 50
+
+
+@pytest.mark.parametrize("num_groups", [4, 5, 6, 8, 12, 20])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_few_groups_still_fill_every_split(num_groups: int, seed: int) -> None:
+    rows = [dataclasses.replace(plain_row(f"g{i}"), source=f"site {i % 3}") for i in range(num_groups)]
+    assert {row.split for row in assign(rows, Splits(seed), {}, {})} == {"train", "val", "test"}
+
+
 def test_splits_that_the_manifest_gives_are_kept() -> None:
     rows = make_rows(30, split="train")
     rows[-1] = dataclasses.replace(rows[-1], group="other", split="unlabelled")
