@@ -59,6 +59,29 @@ def test_windows_are_those_of_pydicom(tmp_path: Path, attenuation: np.ndarray, f
     assert abs(picture_of(path) - expected).max() <= 1
 
 
+@pytest.mark.parametrize(("function", "greys"), [
+    ("LINEAR", [0, 0, 85, 170, 255, 255]), ("LINEAR_EXACT", [0, 0, 64, 128, 191, 255])])
+def test_a_narrow_window_is_exact_to_half_a_number(tmp_path: Path, function: str, greys: list[int]) -> None:
+    """PS3.3 C.11.2.1.2: of a LINEAR window of centre 10 and width 4, 8 is black and 11 is white."""
+    stored = np.tile(np.arange(7, 13, dtype=np.uint16), (8, 5))
+    path = dicom(tmp_path / "a.dcm", stored, WindowCenter=10, WindowWidth=4, VOILUTFunction=function)
+    assert picture_of(path, XRay(size=(8, 30), fit="crop"))[0, :6].tolist() == greys
+
+
+def test_the_spacing_in_the_patient_comes_before_that_on_the_detector(tmp_path: Path, attenuation: np.ndarray) -> None:
+    for tags, step in (({"PixelSpacing": [0.15, 0.15], "ImagerPixelSpacing": [0.2, 0.2]}, 0.15),
+                       ({"ImagerPixelSpacing": [0.2, 0.2]}, 0.2), ({}, None)):
+        (piece,) = ingest.read(row(dicom(tmp_path / "a.dcm", attenuation, **tags)), SAME)
+        assert piece.placement is not None
+        assert piece.placement.affine == (() if step is None else (step, 0.0, 0.0, 0.0, step, 0.0))
+
+
+def test_a_mask_that_is_shrunk_keeps_the_class_in_the_middle_of_every_pixel() -> None:
+    classes = np.arange(81, dtype=np.uint8).reshape(9, 9)
+    np.testing.assert_array_equal(film.fit_mask(classes, (3, 3), "crop"), classes[1::3, 1::3])
+    np.testing.assert_array_equal(film.fit_mask(classes, (27, 27), "crop"), classes.repeat(3, 0).repeat(3, 1))
+
+
 def test_the_first_of_several_windows_is_taken(tmp_path: Path, attenuation: np.ndarray) -> None:
     one = dicom(tmp_path / "a.dcm", attenuation, WindowCenter="1000", WindowWidth="500")
     two = dicom(tmp_path / "b.dcm", attenuation, WindowCenter=["1000", "3000"], WindowWidth=["500", "2000"])

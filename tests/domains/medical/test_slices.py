@@ -75,6 +75,11 @@ def test_a_frame_may_scale_its_own_numbers(tmp_path: Path) -> None:
     header.PerFrameFunctionalGroupsSequence[5].PixelValueTransformationSequence[0].RescaleIntercept = "-24"
     header.save_as(path)
     assert (ingest.read(row(path), WHOLE)[0].values - clean).max() > 500
+    shared = ingest.read(row(path), WHOLE)[0].values
+    header.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = numbers
+    header.save_as(path)
+    np.testing.assert_array_equal(ingest.read(row(path), WHOLE)[0].values, shared)  # what a frame says itself counts
+    del header.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence
     del header.PerFrameFunctionalGroupsSequence[5].PixelValueTransformationSequence
     header.save_as(path)
     with pytest.raises(Refused, match="without PixelValueTransformationSequence"):

@@ -13,6 +13,7 @@ import pytest
 
 from domains.medical import ingest
 from domains.medical.ingest import CT
+from domains.medical.volume import SliceGeometry, order_slices
 from domains.sample import UNKNOWN_CLASS, Refused
 from tests.domains.medical.files import CANARY, nifti, row, series
 
@@ -121,6 +122,39 @@ def test_padding_outside_the_scanners_circle_is_unknown_and_does_not_bleed(tmp_p
     assert piece.facts["known"] == pytest.approx(2 / 3, abs=0.05)
 
 
+def test_where_padding_and_patient_meet_the_larger_part_decides(tmp_path: Path) -> None:
+    hu = np.full((24, 8, 8), 40, np.int16)
+    hu[:7] = 5 - 1024
+    hu[20:22] = 5 - 1024  # half of the last but one
+    path = series(tmp_path / "s", hu, np.diag([-1.0, -1.0, 1.0, 1.0]), PixelPaddingValue=5)
+    values = ingest.read(row(path), replace(WHOLE, spacing=(1.0, 1.0, 4.0)))[0].values[0, 4, 4]
+    assert values.tolist() == [-32768, -32768, 40, 40, 40, 40]
+
+
+def test_a_range_of_padding_holds_both_of_its_ends(tmp_path: Path) -> None:
+    hu = np.full((8, 8, 4), 40, np.int16)
+    for k, number in enumerate((4, 5, 6, 7, 8)):
+        hu[k] = number - 1024
+    path = series(tmp_path / "s", hu, np.diag([-1.0, -1.0, 1.0, 1.0]), PixelPaddingValue=7, PixelPaddingRangeLimit=5)
+    values = ingest.read(row(path), replace(WHOLE, spacing=(1.0, 1.0, 1.0)))[0].values[0, 2, 4]
+    assert values.tolist() == [-1020, -32768, -32768, -32768, -1016, 40, 40, 40]
+
+
+def test_every_slice_is_scaled_before_its_intercept_is_added(tmp_path: Path) -> None:
+    folder = small_series(tmp_path / "s")
+    for n, file in enumerate(sorted(folder.iterdir())):
+        slope = 0.5 * (n + 1)
+        change(file, RescaleSlope=str(slope), RescaleIntercept=str(40 - 1064 * slope))
+    assert (ingest.read(row(folder), WHOLE)[0].values == 40).all()
+
+
+def test_steps_between_slices_are_their_mean_and_not_the_first() -> None:
+    heights = [0.0, 2.08, 4.0, 6.0]
+    slices = [SliceGeometry((0, 0, z), (1, 0, 0), (0, 1, 0), (1, 1), (8, 8)) for z in heights]
+    order, affine = order_slices(slices)
+    assert order == [0, 1, 2, 3] and affine[2, 0] == pytest.approx(2.0)
+
+
 # ---- masks and cubes ----
 
 @pytest.fixture
@@ -160,6 +194,19 @@ def test_a_cube_beyond_the_file_is_unknown_there_and_as_large_as_any(lesion: tup
     assert piece.values.shape == (1, 40, 20, 20)
     unknown = piece.values == ingest.contract(WHOLE).unknown
     assert unknown.any() and piece.facts["known"] == pytest.approx(1 - unknown.mean(), abs=1e-3)
+
+
+def test_a_cube_is_not_drawn_to_where_nobody_has_looked(lesion: tuple[Path, Path, np.ndarray]) -> None:
+    import nibabel
+
+    image, mask, _ = lesion
+    settings = CT(size=(16, 16, 16), spacing=(1.0, 1.0, 1.0), cube=(20.0,), check_units=False)
+    expected_cube = ingest.read(row(image, mask), settings)[0].values
+    loaded = nibabel.load(mask)
+    classes = np.asarray(loaded.dataobj).copy()  # type: ignore[attr-defined]
+    classes[:, :4] = UNKNOWN_CLASS
+    nifti(mask, classes, loaded.affine)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(ingest.read(row(image, mask), settings)[0].values, expected_cube)
 
 
 def test_a_cube_needs_a_mask_or_the_middle(lesion: tuple[Path, Path, np.ndarray], tmp_path: Path) -> None:
