@@ -13,7 +13,7 @@ import stat
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -96,6 +96,22 @@ class Manifest:
     """Rows to read. `split` is empty where the manifest leaves it open."""
     filtered: dict[str, dict[str, int]]
     """Why rows were left out: {"source": {"kermany": 2624}, "where kind": {"mr": 3}, "suffix": {".laz": 1}}."""
+
+    def refuse_strange_sources(self, named: Mapping[str, Iterable[str]]) -> None:
+        """Settings that name a source which no row has would change nothing, without a word.
+
+        Args:
+            named: sources that settings name, by the settings' own names.
+
+        Raises:
+            ManifestError: one of them occurs neither among the rows nor among those left out.
+        """
+        there = {*column_of(self.rows, "source"), *self.filtered.get("source", {})}
+        for setting, sources in named.items():
+            if absent := sorted(set(sources) - there):
+                raise ManifestError(f"{setting}: found {', '.join(absent)}, which is the source of no row; expected "
+                                    f"names among {', '.join(sorted(there - {''})) or '(none)'}. Remedy: correct it, "
+                                    "or the manifest's source column.")
 
     def said(self) -> list[str]:
         """Sentences for whoever ingests."""

@@ -27,7 +27,7 @@ from domains.duplicates import Signed
 from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
 from domains.publish import folder_in_the_making, write_text
-from domains.quarantine import Limits, Outcome, Reader, fault, read_all, spare_children
+from domains.quarantine import Limits, Outcome, Reader, read_all, spare_children
 from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
@@ -148,6 +148,7 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     source = Source(settings.told, settings.remote, root) if is_url(settings.files.folder) else None
     files = source.files if source else settings.told
     manifest = read_manifest(files, domain.ingest.suffixes(read_settings), root)
+    manifest.refuse_strange_sources(_named_sources(settings))
     _say_filtered(name, manifest)
     rows, tasks, values = divide(manifest.rows, settings)  # before hours of reading, so that wrong labels end here
     if settings.pseudonymous and "DVC_STAGE" in os.environ and (root / settings.files.folder).is_dir():
@@ -202,6 +203,11 @@ def _say_filtered(name: str, manifest: Manifest) -> None:
         print(f"ingest {name}: left out by {what}: {shown}")
     for sentence in manifest.said():
         print(f"ingest {name}: {sentence}")
+
+
+def _named_sources(settings: DataRun) -> dict[str, Sequence[str]]:
+    return {**{f"read.{name}": tuple(settings.read.get(name, ())) for name in ("by_source", "y_up_sources")},
+            **{f"tasks.{name}.sources": task.sources for name, task in settings.tasks.items()}}
 
 
 def _inputs(files: Files) -> dict[str, str | None]:
@@ -287,7 +293,7 @@ def _store(name: str, rows: Sequence[ManifestRow], values: dict[str, np.ndarray]
     outcomes = read(rows, reader, settings.limits)
     for outcome in bar(outcomes, len(rows), f"ingest {name}: reading"):
         i = outcome.index
-        reason = outcome.reason or _contract_fault(outcome.pieces, contract)
+        reason = outcome.reason or refusals.of_contract(outcome.pieces, contract)
         if reason:
             refused.append(dataclasses.replace(outcome, pieces=[], reason=reason))
             continue
@@ -298,18 +304,6 @@ def _store(name: str, rows: Sequence[ManifestRow], values: dict[str, np.ndarray]
     writer.close()
     contracts.save(contract, folder / "contract.json")
     return refused, np.array(origins, np.int64)
-
-
-def _contract_fault(pieces: Sequence[Piece], contract: Contract) -> str:
-    """A reader's mistake must not reach a shard: it would shift what all later samples mean."""
-    num_dims = 2 if contract.kind == "points" else 1 + len(contract.size)
-    for piece in pieces:
-        found = fault(piece, contract.dtype, len(contract.channels), num_dims, contract.unknown)
-        if found:
-            return found
-    if len({piece.suffix for piece in pieces}) != len(pieces):
-        return "two pieces of the file have one name"
-    return ""
 
 
 # ---- after ----

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from domains.contract import Contract
 from domains.publish import write_text
-from domains.quarantine import Outcome
+from domains.quarantine import Outcome, fault
+from domains.sample import Piece
 
 
 class TooManyRefused(ValueError):
@@ -17,6 +19,18 @@ class TooManyRefused(ValueError):
 
     exit_code = 3
     """Of `lacuna ingest`, so that a script can tell dirty data from a wrong setting."""
+
+
+def of_contract(pieces: Sequence[Piece], contract: Contract) -> str:
+    """A reader's mistake must not reach a shard: it would shift what all later samples mean."""
+    num_dims = 2 if contract.kind == "points" else 1 + len(contract.size)
+    for piece in pieces:
+        found = fault(piece, contract.dtype, len(contract.channels), num_dims, contract.unknown)
+        if found:
+            return found
+    if len({piece.suffix for piece in pieces}) != len(pieces):
+        return "two pieces of the file have one name"
+    return ""
 
 
 def write_list(refused: Sequence[Outcome], *paths: Path) -> None:

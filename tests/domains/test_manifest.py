@@ -175,3 +175,10 @@ def test_groups_that_hands_wrote_in_two_ways_are_said(tmp_path: Path, names: tup
     said = read(tmp_path, f"path,group\n{lines}").said()
     assert len(said) == bool(alike)
     assert not said or f"{alike} of {len(names)} groups differ" in said[0]
+
+
+def test_a_setting_that_names_a_source_of_no_row_is_refused(tmp_path: Path) -> None:
+    found = read(tmp_path, "path,group,source\na.png,1,x\nb.png,2,y\n", sources=("x",))
+    found.refuse_strange_sources({"read.by_source": ("x", "y"), "read.y_up_sources": ()})  # y is left out, and known
+    with pytest.raises(ManifestError, match="read.by_source: found z, .* expected names among x, y. Remedy"):
+        found.refuse_strange_sources({"read.by_source": ("x", "z")})

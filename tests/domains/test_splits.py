@@ -65,12 +65,16 @@ def test_groups_that_are_added_move_few_of_those_that_were_there(num_groups: int
         assert moved <= 6 + more  # three borders in each of two strata, which one group moves by less than another
 
 
-def test_many_strata_of_one_group_have_the_wanted_shares_together() -> None:
-    rows = [plain_row(f"g{i}") for i in range(1000)]
-    values = np.array([[i >> bit & 1 for bit in range(10)] for i in range(1000)], np.float32)
-    shares = Counter(row.split for row in assign(rows, Splits(), {"t": Task("multi_label", tuple("abcdefghij"))},
-                                                 {"t": values}))
+def test_many_strata_of_one_group_have_the_wanted_shares_together_and_stay_in_place() -> None:
+    def divided(num: int) -> dict[str, str]:
+        values = np.array([[i >> bit & 1 for bit in range(10)] for i in range(num)], np.float32)
+        rows = [plain_row(f"g{i}") for i in range(num)]
+        return {row.group: row.split for row in assign(rows, Splits(), {"t": Task("multi_label", tuple("abcdefghij"))},
+                                                       {"t": values})}
+    before, after = divided(1000), divided(1020)
+    shares = Counter(before.values())
     assert abs(shares["test"] - 200) < 50 and abs(shares["val"] - 200) < 50
+    assert {group: after[group] for group in before} == before
 
 
 @pytest.mark.parametrize("num_groups", [4, 5, 6, 8, 12, 20])

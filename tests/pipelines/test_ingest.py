@@ -13,6 +13,7 @@ import pytest
 from domains import contract as contracts
 from domains import statistics
 from domains.integrity import damaged_samples
+from domains.manifest import ManifestError
 from domains.sample import ManifestRow, Piece
 from domains.splits import GroupCut, cut_groups
 from domains.store import Writer, open_prepared
@@ -106,6 +107,24 @@ def test_values_that_contradict_the_settings_stop_the_run_and_name_the_source(tm
     make_files(tmp_path)
     with pytest.raises(IngestFailed, match="source site 0: values: found"):
         ingest.run("a", settings(read={"kind": "squares", "brightest": 20}), tmp_path)
+
+
+def test_a_task_of_a_source_that_no_row_has_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    tasks = {"age": {"kind": "regression", "columns": ["age"], "sources": ["site 0", "site nine"]}}
+    with pytest.raises(ManifestError, match="tasks.age.sources: found site nine, .* among site 0, site 1"):
+        ingest.run("a", settings(tasks=tasks), tmp_path)
+
+
+def test_groups_that_were_written_in_two_ways_are_said_and_kept_in_the_summary(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_files(tmp_path)
+    path = tmp_path / "data/raw/a/labels.csv"
+    path.write_text(path.read_text().replace("1.npy,patient 0,", "1.npy,Patient 00,", 1))
+    ingest.run("a", settings(), tmp_path)
+    summary = json.loads((tmp_path / "data/prepared/a/summary.json").read_text())
+    for said in (capsys.readouterr().out, " ".join(summary["said"])):
+        assert "2 of 31 groups differ from another in nothing but" in said
 
 
 def test_a_manifest_whose_splits_cut_a_group_is_refused(tmp_path: Path) -> None:

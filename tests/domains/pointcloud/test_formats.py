@@ -14,7 +14,7 @@ from domains.pointcloud.obj import read_obj
 from domains.pointcloud.ply import read_ply
 from domains.pointcloud.stl import read_stl
 from domains.sample import Refused
-from tests.domains.pointcloud.files import CORNERS, row, write_obj, write_off, write_ply, write_stl
+from tests.domains.pointcloud.files import CORNERS, SQUARES, TRIANGLES, row, write_obj, write_off, write_ply, write_stl
 
 SETTINGS = Points(size=(64,), points_per_sample=3000, scale="metres")
 CUBES: dict[str, Callable[[Path], None]] = {
@@ -60,6 +60,19 @@ def test_a_ply_without_faces_is_a_cloud_and_an_obj_without_faces_too(tmp_path: P
     (tmp_path / "a.obj").write_text("\n".join(f"v {x} {y} {z} 1.0" for x, y, z in CORNERS))
     cloud = read_obj(tmp_path / "a.obj", 1000)
     assert isinstance(cloud, Cloud) and np.array_equal(cloud.xyz, CORNERS) and not cloud.more
+
+
+def test_negative_corners_of_an_obj_count_back_from_the_vertices_before_the_face(tmp_path: Path) -> None:
+    lines = []
+    for shift in (0, 5):
+        lines += [f"v {x + shift} {y} {z}" for x, y, z in CORNERS]
+        lines += ["f " + " ".join(str(corner - 8) for corner in face) for face in SQUARES]
+    (tmp_path / "a.obj").write_text("\n".join(lines))
+    mesh = read_obj(tmp_path / "a.obj", 1000)
+    assert isinstance(mesh, Mesh)
+    first, second = np.split(mesh.triangles, 2)
+    np.testing.assert_array_equal(second, first + 8)
+    assert {tuple(sorted(corners)) for corners in first.tolist()} == {tuple(sorted(c)) for c in TRIANGLES.tolist()}
 
 
 def test_files_that_an_obj_names_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
