@@ -11,13 +11,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from domains.degrees import in_degrees
 from domains.mapped import leave, on_disk
 from domains.near_search import BLOCK, Search, Turn, near_pairs
 from domains.store import Prepared
@@ -40,6 +41,9 @@ POINTS = 8192
 """Points of a cloud that are looked at: enough that two draws from one surface differ by less than two shapes."""
 MIN_OVERLAP = 0.01
 """Share of the smaller footprint from which on overlap is reported: resampling moves edges by a fraction of a pixel."""
+MIN_OVERLAP_ACROSS = 0.1
+"""The same of samples in different coordinate systems, whose boxes in degrees are turned by up to 4 degrees against the
+ground and some percent too large."""
 MAX_PAIRS = 100_000
 """No more of one sort are listed: a blank tile that occurs a thousand times makes half a million."""
 STACK_VALUES = 2**19
@@ -278,8 +282,33 @@ def overlaps(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> Iterator[tup
     for of_system in by_system.values():
         rows = np.array(of_system)
         boxes = np.array([facts[i]["bounds"] for i in of_system], np.float64)
-        for a, b, shares in _sweep(boxes, sides[rows]):
+        for a, b, shares in _sweep(boxes, sides[rows], MIN_OVERLAP):
             yield rows[a], rows[b], shares
+    if len(by_system) > 1:
+        yield from _across_systems(facts, by_system, sides)
+
+
+def _across_systems(facts: Sequence[dict[str, Any]], by_system: Mapping[str, Sequence[int]],
+                    sides: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The same of samples in different coordinate systems, by their boxes in degrees."""
+    found = [(of_system, told) for system, of_system in by_system.items() if system.isdecimal()
+             and (told := in_degrees(int(system), np.array([facts[i]["bounds"] for i in of_system], np.float64)))
+             is not None]
+    if len(found) < 2:
+        return
+    rows = np.concatenate([np.array(of_system) for of_system, _ in found])
+    boxes = np.concatenate([told for _, told in found])
+    systems = np.repeat(np.arange(len(found)), [len(of_system) for of_system, _ in found])
+    near = np.zeros(len(rows), bool)  # to what another system covers: most of a large scene is not
+    for number in np.unique(systems):
+        others = boxes[systems != number]
+        low, high = others[:, :2].min(axis=0), others[:, 2:].max(axis=0)
+        near |= (systems == number) & (boxes[:, :2] < high).all(axis=1) & (boxes[:, 2:] > low).all(axis=1)
+    rows, systems, boxes = rows[near], systems[near], boxes[near]
+    for a, b, shares in _sweep(boxes, sides[rows], MIN_OVERLAP_ACROSS):
+        apart = systems[a] != systems[b]
+        if apart.any():
+            yield rows[a[apart]], rows[b[apart]], shares[apart]
 
 
 def _overlap_leaks(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> list[tuple[int, int, float]]:
@@ -291,7 +320,7 @@ def _overlap_leaks(facts: Sequence[dict[str, Any]], sides: np.ndarray) -> list[t
     return sorted(pairs)[:MAX_PAIRS]
 
 
-def _sweep(boxes: np.ndarray, sides: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _sweep(boxes: np.ndarray, sides: np.ndarray, least: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Walk from left to right; compare a box with those that begin before it ends."""
     order = np.argsort(boxes[:, 0], kind="stable")
     sorted_boxes, sorted_sides = boxes[order], sides[order]
@@ -304,6 +333,6 @@ def _sweep(boxes: np.ndarray, sides: np.ndarray) -> Iterator[tuple[np.ndarray, n
         width = np.minimum(right[i], right[j]) - left[j]
         height = np.minimum(top[i], top[j]) - np.maximum(bottom[i], bottom[j])
         share = np.clip(width, 0, None) * np.clip(height, 0, None) / np.maximum(np.minimum(area[i], area[j]), 1e-12)
-        hits = share >= MIN_OVERLAP
+        hits = share >= least
         if hits.any():
             yield np.full(int(hits.sum()), order[i]), order[j[hits]], share[hits]

@@ -76,9 +76,10 @@ def read(row: ManifestRow, settings: Multispectral) -> list[Piece] | Part:
     Raises:
         Refused: with the reason.
     """
-    encoded = settings.of_source(row.source)
+    sensor, listed = settings.naming(row.source)
+    encoded = products.with_nodata(row.path.parts, sensor, settings.of_source(row.source))
     with ExitStack() as stack:
-        scene = _open(row, encoded, *settings.naming(row.source), stack)
+        scene = _open(row, encoded, sensor, listed, stack)
         mask = None if row.mask_path is None else _open_mask(row.mask_path, scene, stack)
         scenes.check_size(scene, encoded)
         if row.part == 0:

@@ -10,6 +10,7 @@ Collection 2 Level-2 science product guides.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable
@@ -52,6 +53,14 @@ def check(texts: Iterable[str], sensor: Sensor, settings: Multispectral, scaled:
             _sensor(LANDSATS.get(found[1], "other"), sensor)
             if settings.check_units and not scaled and level in SURFACE and collection == COLLECTION:
                 _expect("Landsat collection 2", LANDSAT_SCALE, LANDSAT_OFFSET, settings)
+
+
+def with_nodata(texts: Iterable[str], sensor: Sensor, settings: Multispectral) -> Multispectral:
+    """The settings, by which 0 is no data in products of Sentinel-2: these define it so, and their files do not say it.
+    """
+    if sensor == "sentinel2" and any(map(SENTINEL2.search, texts)):
+        return dataclasses.replace(settings, zero_is_nodata=True)
+    return settings
 
 
 def _check_sentinel2(baseline: int, settings: Multispectral) -> None:

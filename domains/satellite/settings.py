@@ -69,7 +69,8 @@ class Multispectral:
     nodata: float | None = None
     """A value that means no data, besides the one that a file's own header names."""
     zero_is_nodata: bool = False
-    """A 0 in a band means no data there, as Sentinel-2 products define it; also makes dead bands unknown."""
+    """A 0 in a band means no data there, as Sentinel-2 products define it (of files that lie under a product's own name
+    it always counts); also makes dead bands unknown."""
     resolution_m: float | None = None
     """Metres per pixel that samples are brought to. Georeferenced files within 10 % stay as they are, others are
     resampled; files that do not say are taken to have it. None: every file keeps its own."""

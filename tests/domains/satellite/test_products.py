@@ -50,6 +50,18 @@ def test_the_offset_of_every_sentinel_2_product_must_be_the_one_set(tmp_path: Pa
                 settings(offset=offset, by_source={"other": Encoding(offset=-0.1 - offset)}))
 
 
+def test_zero_is_no_data_in_sentinel_2_products_whose_files_do_not_say_it(tmp_path: Path) -> None:
+    values = scene(1)
+    values[:, :, :8] = 0
+    for name in (NEW, "scene"):
+        for number in ("B02", "B03", "B04"):
+            raster(tmp_path / name / f"T32TQM_20230705T100031_{number}_10m.tif", values)
+    read = {name: ingest.read(row(tmp_path / name), settings(offset=-0.1))[0].values  # type: ignore[index]
+            for name in (NEW, "scene")}
+    assert (read[NEW][:, :, :8] == 65535).all() and (read[NEW][:, :, 8:] < 65535).all()
+    assert (read["scene"][:, :, :8] == 0).all()
+
+
 def test_an_offset_that_a_file_tells_itself_counts_before_its_name(tmp_path: Path) -> None:
     folder = tmp_path / NEW
     for number in ("B02", "B03", "B04"):
