@@ -78,7 +78,8 @@ def brought(tokens: Tensor, centres: Tensor, places: Tensor, valid: Tensor | Non
     gone = (places[:, :, None] - take(centres, index.flatten(1)).unflatten(1, index.shape[1:])).square().sum(-1)
     weight = 1 / gone.clamp(min=1e-8)                                       # B M 3
     if valid is not None:
-        weight = weight * take(valid, index.flatten(1)).unflatten(1, index.shape[1:])
+        real = torch.arange(count, device=weight.device) < valid.sum(1, keepdim=True)           # B 3: no repetition
+        weight = weight * real[:, None]
     weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-8)
     near = take(tokens, index.flatten(1)).unflatten(1, index.shape[1:])     # B M 3 E
     return (near * weight[..., None].to(near.dtype)).sum(2)

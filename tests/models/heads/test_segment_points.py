@@ -58,3 +58,12 @@ def test_points_that_are_not_there_change_no_answer_of_those_that_are():
     with torch.no_grad():
         one, two = (model(torch.where(known, cloud, 0.0), known)[..., :30] for cloud in (x, other))
     assert torch.equal(one, two) and one.isfinite().all()
+
+
+@pytest.mark.parametrize("real", [0, 1, 2, 3])
+def test_of_few_centres_each_counts_once_whether_filler_stands_beside_them_or_not(real):
+    torch.manual_seed(0)
+    tokens, centres, places = torch.randn(2, 4, 5), torch.randn(2, 4, 3), torch.randn(2, 9, 3)
+    there = brought(tokens, centres, places, (torch.arange(4) < real).expand(2, -1))
+    alone = brought(tokens[:, :real], centres[:, :real], places, None) if real else torch.zeros(2, 9, 5)
+    torch.testing.assert_close(there, alone)

@@ -1,5 +1,7 @@
 """Distillation: a frozen teacher, under the student's own mask or seeing everything; what it says is what is learnt."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -184,3 +186,15 @@ def test_settings_that_mean_nothing_are_refused_with_the_reason():
         Distillation(DistillationSettings(match=MatchBlocks(teacher_block=4)), encoder("image"), teacher_of("image"))
     with pytest.raises(ValueError, match="found no teacher, expected one for distillation alone"):
         build_objective(DistillationSettings(), encoder("image"))
+
+
+def test_directions_are_compared_unless_asked_otherwise():
+    model, x = make("image", "blocks")
+    model.eval()
+    before = model(x, None, chance())["distillation"].detach()
+    with torch.no_grad():
+        model.project.weight *= 3
+        model.project.bias *= 3
+    torch.testing.assert_close(model(x, None, chance())["distillation"].detach(), before)
+    model.match = dataclasses.replace(model.match, normalise=False)
+    assert abs(float(model(x, None, chance())["distillation"].detach() - before)) > 0.01
