@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.tried_small import kept, train
 from domains.pointcloud.augment import NUM_DRAWS, Augment, augment
 from domains.store import Prepared
 from models.encoder.build import build_encoder
@@ -79,20 +80,16 @@ def trained(prepared: Prepared, paragraph: dict[str, Any], way: str, seed: int, 
     torch.manual_seed(seed)
     assert settings.encoder is not None
     model: Any = build_objective(settings.objective, build_encoder(settings.encoder, len(prepared.contract.channels)))
-    optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
-    paced = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: min(1.0, 10 * (i + 1) / steps) * (1 - i / steps))
     rng, draws = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     turned: Augment = build(Augment, settings.augment or {}, "augment")
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         rows = torch.from_numpy(rng.choice(len(x), BATCH, replace=False))
         batch, _ = augment(x[rows], None, torch.rand(BATCH, NUM_DRAWS, generator=draws), turned)
-        loss = errors(model, batch, chance_of(seed, step, 0, rows, 0 * rows), *told_of(way)).mean()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimiser.step()
-        paced.step()
-    return model.eval()
+        return errors(model, batch, chance_of(seed, step, 0, rows, 0 * rows), *told_of(way)).mean()
+
+    train(model, loss, steps, RATE, clip=10.0)
+    return model
 
 
 @torch.no_grad()
@@ -120,16 +117,11 @@ def curve(prepared: Prepared, told: Sequence[np.ndarray], resamples: int = 1000)
     return Curve((-(np.stack(told) @ drawn) / drawn.sum(0),), (len(names),))
 
 
-def tell(prepared: Prepared, paragraph: dict[str, Any], way: str, seed: int, kept: Path) -> dict[str, np.ndarray]:
+def tell(prepared: Prepared, paragraph: dict[str, Any], way: str, seed: int, folder: Path) -> dict[str, np.ndarray]:
     """Distances of one model, trained where it is not kept: as it was trained, and with another sample's centres."""
-    file = kept / f"centres-{way.replace(' ', '-')}-{seed}.npz"
-    if not file.is_file():
+    def make() -> dict[str, np.ndarray]:
         model = trained(prepared, paragraph, way, seed)
         centres, encoder = told_of(way)
-        said = {"own": score(model, prepared, centres, encoder), "moved": score(model, prepared, False, encoder)}
-        kept.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".tmp").open("wb") as out:
-            np.savez(out, **said)  # type: ignore[arg-type]
-        file.with_suffix(".tmp").replace(file)
-    with np.load(file, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+        return {"own": score(model, prepared, centres, encoder), "moved": score(model, prepared, False, encoder)}
+
+    return kept(folder / f"centres-{way.replace(' ', '-')}-{seed}.npz", make)

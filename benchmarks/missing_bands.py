@@ -13,12 +13,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.tried_small import kept, train
 from domains.satellite.augment import NUM_DRAWS, Augment, augment
 from domains.store import Prepared
 from models.encoder.build import build_encoder
@@ -73,23 +73,19 @@ def trained(prepared: Prepared, tokens: str, sampled: bool, seed: int, steps: in
         "tokenizer": {"kind": tokens, "patch": [8, 8]}, "size": {"width": 96, "depth": 4, "num_heads": 4}}, "encoder"),
         x.shape[1])
     model = Tuned(encoder, build_head(SampleHead(), 96, 2), TaskLoss("single_label", 2)).train()
-    optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
-    paced = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: min(1.0, 10 * (i + 1) / steps) * (1 - i / steps))
     rng, draws = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    for _ in range(steps):
+
+    def loss(step: int) -> Tensor:
         rows = torch.from_numpy(rng.choice(len(x), BATCH, replace=False))
         how_many = int(rng.integers(1, x.shape[1] + 1))
         which = rng.choice(x.shape[1], how_many, replace=False)
-        kept = which.tolist() if sampled else range(x.shape[1])
+        seen = which.tolist() if sampled else list(range(x.shape[1]))
         batch, sure = augment(x[rows], None if known is None else known[rows],
                               torch.rand(BATCH, NUM_DRAWS, generator=draws), Augment())
-        loss = model.loss(model.predict(*shown(batch, sure, list(kept), tokens)), y[rows])
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        paced.step()
-    return model.eval()
+        return model.loss(model.predict(*shown(batch, sure, seen, tokens)), y[rows])
+
+    train(model, loss, steps, RATE, clip=1.0)
+    return model
 
 
 @torch.no_grad()
@@ -111,14 +107,7 @@ def curves(prepared: Prepared, told: Sequence[dict[str, np.ndarray]], resamples:
     return found
 
 
-def tell(prepared: Prepared, tokens: str, sampled: bool, seed: int, kept: Path) -> dict[str, Any]:
+def tell(prepared: Prepared, tokens: str, sampled: bool, seed: int, folder: Path) -> dict[str, np.ndarray]:
     """What one model says, trained where it is not kept."""
-    file = kept / f"bands-{tokens}-{'sampled' if sampled else 'all'}-{seed}.npz"
-    if not file.is_file():
-        said = answers(trained(prepared, tokens, sampled, seed), prepared, tokens)
-        kept.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".tmp").open("wb") as out:
-            np.savez(out, **said)  # type: ignore[arg-type]
-        file.with_suffix(".tmp").replace(file)
-    with np.load(file, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+    return kept(folder / f"bands-{tokens}-{'sampled' if sampled else 'all'}-{seed}.npz",
+                lambda: answers(trained(prepared, tokens, sampled, seed), prepared, tokens))

@@ -29,6 +29,7 @@ from pipelines.weights import checkpoints
 from pipelines.weights.checkpoints import CheckpointError, load_encoder, part_weights, read_record
 from pipelines.weights.starts import resolve
 from tests.fabricate import prepare, pretrain_settings, pretrained
+from tests.pipelines.deaths import MEASURED, dies_at
 from tests.pipelines.published_files import mae_file
 
 TWICE = {"kind": "self_distillation", "teacher_steps": 6}
@@ -151,26 +152,16 @@ def test_every_kind_of_data_is_distilled(tmp_path, kind):
 
 
 @pytest.mark.parametrize("phase", ["teacher", "student"])
-def test_a_run_that_dies_in_either_phase_ends_with_the_same_weights(project, monkeypatch, phase):
+def test_a_run_that_dies_in_either_phase_ends_with_the_same_weights(project, phase):
     whole = f"artifacts/adapt/whole_{phase}"
     run = asked(data="mine", method=TWICE, seed=7)
     adapt.run(f"whole_{phase}", run, project)
     what = (MaskedAutoencoder, "forward") if phase == "teacher" else (adapt, "feature_distance")
-    real, calls = getattr(*what), []
-
-    def dies(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3 + 5:  # three steps are measured for the estimate; the fifth of the training
-            raise RuntimeError("the machine went down")
-        return real(*args)
-
-    monkeypatch.setattr(*what, dies)
-    with pytest.raises(RuntimeError, match="the machine went down"):
+    with dies_at(MEASURED + 5, *what):
         adapt.run(f"died_{phase}", run, project)
     work = next((project / ".work/adapt").glob(f"died_{phase}-*"))
     assert (work / "teacher/checkpoint.json").is_file() == (phase == "student")
     assert (work / ("teacher.pt" if phase == "teacher" else "resume.pt")).is_file()
-    monkeypatch.setattr(*what, real)
     assert adapt.run(f"died_{phase}", run, project)["resumed"]
     assert weights(project, f"artifacts/adapt/died_{phase}") == weights(project, whole)
     assert weights(project, f"artifacts/adapt/died_{phase}/teacher") == weights(project, f"{whole}/teacher")

@@ -28,6 +28,7 @@ from pipelines.weights.starts import resolve
 from pipelines.weights.tuned_checkpoints import load_tuned, predict
 from tests.fabricate import prepare as prepare_other
 from tests.fabricate import pretrain_settings
+from tests.pipelines.deaths import MEASURED, dies_at
 from tests.two_sources import prepare
 
 ADVERSARY: dict[str, Any] = {"kind": "domain_adversarial"}
@@ -120,22 +121,12 @@ def test_the_arms_differ_in_the_method_alone(project):
 
 
 @pytest.mark.parametrize("method", [ADVERSARY, TEACHER], ids=["adversary", "teacher"])
-def test_a_run_that_dies_ends_with_the_weights_of_one_that_did_not(project, monkeypatch, method):
+def test_a_run_that_dies_ends_with_the_weights_of_one_that_did_not(project, method):
     name = str(method["kind"])
     run = asked(method=method, arms=["adapted"], optimisation={**long(8), "batch_size": 8, "log_every": 2})
     domain_adaptation.run(f"whole_{name}", run, project)
-    real, calls = domain_adaptation.views_of_target, []
-
-    def dies(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3 + 6:  # three steps are measured for the estimate; the sixth of the training
-            raise RuntimeError("the machine went down")
-        return real(*args)
-
-    monkeypatch.setattr(domain_adaptation, "views_of_target", dies)
-    with pytest.raises(RuntimeError, match="the machine went down"):
+    with dies_at(MEASURED + 6, domain_adaptation, "views_of_target"):
         domain_adaptation.run(f"died_{name}", run, project)
-    monkeypatch.setattr(domain_adaptation, "views_of_target", real)
     domain_adaptation.run(f"died_{name}", run, project)
     assert json.loads((project / f"reports/domain_adaptation/died_{name}/metrics.json").read_text())["resumed"]
     first, other = (load_tuned(project / f"artifacts/domain_adaptation/{run}_{name}/adapted/seed0")[0].state_dict()

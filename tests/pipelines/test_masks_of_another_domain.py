@@ -22,6 +22,7 @@ from pipelines.settings import SettingsError, build
 from pipelines.training.batches import Source, domain_code
 from pipelines.weights.tuned_checkpoints import load_tuned
 from tests.fabricate import pretrain_settings
+from tests.pipelines.deaths import MEASURED, dies_at
 from tests.pipelines.mask_data import prepare_masks
 
 METHOD: dict[str, Any] = {"kind": "masked_representation", "threshold": 0.4, "width": 16, "depth": 1, "num_heads": 2}
@@ -74,21 +75,11 @@ def test_the_rebuilder_is_gone_in_the_end_and_nothing_is_said_differently_withou
     assert np.array_equal(segment(model, source, 0, device), segment(still, source, 0, device))
 
 
-def test_a_run_that_dies_ends_with_the_weights_of_one_that_did_not(project, monkeypatch):
+def test_a_run_that_dies_ends_with_the_weights_of_one_that_did_not(project):
     run = asked(arms=["adapted"])
     domain_adaptation.run("whole", run, project)
-    real, calls = domain_adaptation.views_of_target, []
-
-    def dies(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3 + 6:  # three steps are measured for the estimate; the sixth of the training
-            raise RuntimeError("the machine went down")
-        return real(*args)
-
-    monkeypatch.setattr(domain_adaptation, "views_of_target", dies)
-    with pytest.raises(RuntimeError, match="the machine went down"):
+    with dies_at(MEASURED + 6, domain_adaptation, "views_of_target"):
         domain_adaptation.run("died", run, project)
-    monkeypatch.setattr(domain_adaptation, "views_of_target", real)
     domain_adaptation.run("died", run, project)
     assert json.loads((project / "reports/domain_adaptation/died/metrics.json").read_text())["resumed"]
     first, other = (load_tuned(project / f"artifacts/domain_adaptation/{name}/adapted/seed0")[0].state_dict()

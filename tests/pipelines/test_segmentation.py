@@ -24,6 +24,7 @@ from pipelines.training.true_masks import true_mask
 from pipelines.weights.checkpoints import read_record
 from pipelines.weights.tuned_checkpoints import load_tuned
 from tests.fabricate import DOMAINS, TOKENIZERS
+from tests.pipelines.deaths import dies_at
 from tests.pipelines.mask_data import prepare_masks
 
 
@@ -110,21 +111,11 @@ def test_a_linear_probe_trains_the_head_alone(project):
     assert any(moved(whole))
 
 
-def test_a_run_that_dies_ends_with_the_same_weights(project, monkeypatch):
+def test_a_run_that_dies_ends_with_the_same_weights(project):
     run = tuning(steps=12, augment={"crop_scale": [0.5, 1.0], "flip_left_right": 0.5})
     finetune.run("left", run, project)
-    real, calls = Tuned.mistakes, []
-
-    def dies(self: Tuned, *args: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 12:
-            raise RuntimeError("the machine went down")
-        return real(self, *args)
-
-    monkeypatch.setattr(Tuned, "mistakes", dies)
-    with pytest.raises(RuntimeError, match="went down"):
+    with dies_at(12, Tuned, "mistakes"):
         finetune.run("died", run, project)
-    monkeypatch.setattr(Tuned, "mistakes", real)
     finetune.run("died", run, project)
     left, died = (read_record(project / f"artifacts/finetune/{name}/scratch/seed0")["weights_sha256"]
                   for name in ("left", "died"))

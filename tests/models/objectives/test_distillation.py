@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.encoder.masking import ChannelMasking, RandomMasking
-from models.encoder.patches import Mask, see_all, take
+from models.encoder.patches import see_all, take
 from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
@@ -19,7 +19,7 @@ from models.objectives.distillation import (
 )
 from models.objectives.objective import build_objective
 from models.objectives.readouts import ChamferReadout
-from tests.models.objectives.tiny import BATCH, TOKENIZERS, chance, encoder, partly_known, samples, train, trainable
+from tests.models.objectives.tiny import TOKENIZERS, chance, encoder, partly_known, samples, split, train, trainable
 
 DECODER = DecoderSettings(width=16, depth=1, num_heads=2)
 MATCHES = {"blocks": {"match": MatchBlocks()}, "decoder": {"match": MatchDecoder(), "reconstruction_weight": 0.0}}
@@ -149,10 +149,7 @@ def test_unknown_values_reach_no_loss(case, match):
 
 
 def test_filler_at_the_end_of_the_lists_changes_nothing():
-    filler = torch.zeros(BATCH, 2, dtype=torch.int64)
-    plain = Mask(torch.arange(9).expand(BATCH, -1), torch.arange(9, 36).expand(BATCH, -1))
-    padded = Mask(torch.cat([plain.visible, filler], 1), torch.cat([plain.hidden, filler], 1),
-                  torch.arange(11).expand(BATCH, -1) < 9, torch.arange(29).expand(BATCH, -1) < 27)
+    plain, padded = split(9, 36), split(9, 36, filler=2)
     for match in MATCHES:
         model, x = make("image", match)
         model.eval()

@@ -3,19 +3,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.encoder.chance import chance_of
 from models.encoder.grid_2d_3d import Grid2D3D
 from models.encoder.masking import ChannelMasking, RandomMasking
 from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.dynamic_head import DynamicHead, DynamicHeadSettings
+from tests.models.objectives.tiny import BATCH, chance, train, trainable
 
 SETTINGS = DynamicHeadSettings(grid=(4, 4), num_tasks=3, decoder=DecoderSettings(width=16, depth=1, num_heads=2))
 BY_BAND = ChannelMasking(ratio=0.5)
-CASES = {"film": (Grid(patch=(4, 4)), (4, 1, 16, 16), SETTINGS),
-         "bands": (Bands(patch=(8, 8)), (4, 3, 16, 16), replace(SETTINGS, grid=(3, 2, 2), masking=BY_BAND)),
-         "volume": (Grid2D3D(cube=(4, 4, 4)), (4, 1, 8, 8, 8), replace(SETTINGS, grid=(2, 2, 2)))}
+CASES = {"film": (Grid(patch=(4, 4)), (BATCH, 1, 16, 16), SETTINGS),
+         "bands": (Bands(patch=(8, 8)), (BATCH, 3, 16, 16), replace(SETTINGS, grid=(3, 2, 2), masking=BY_BAND)),
+         "volume": (Grid2D3D(cube=(4, 4, 4)), (BATCH, 1, 8, 8, 8), replace(SETTINGS, grid=(2, 2, 2)))}
 
 
 def make(case="film", **changes):
@@ -25,25 +25,12 @@ def make(case="film", **changes):
     return DynamicHead(replace(settings, **changes), encoder), torch.randn(shape)
 
 
-def chance(step=0):
-    return chance_of(0, step, 0, torch.arange(4), torch.zeros(4, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_falls_on_one_batch_and_every_weight_gets_a_gradient(case):
     model, x = make(case)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses, touched = [], set()
-    for step in range(40):
-        loss = model(x, None, chance(step % 2))["reconstruction"]
-        optimizer.zero_grad()
-        loss.backward()
-        touched |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        optimizer.step()
-        losses.append(loss.item())
+    losses, touched = train(model, x, steps=40, rate=5e-3)
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
-    unused = {name for name, _ in model.named_parameters() if "tokenizer.image" in name}
-    assert touched == {name for name, _ in model.named_parameters()} - unused
+    assert touched == {name for name in trainable(model) if "tokenizer.image" not in name}
     result = model.reconstruct(x, None, chance())
     assert result.predicted.shape[:2] == result.mask.hidden.shape
 
@@ -66,7 +53,7 @@ def test_the_task_changes_the_weights_and_nothing_else():
     patches = model.encoder.tokenizer.patchify(x)
     mask = model.masking(patches, chance())
     features = model.encoder(patches, mask)
-    one, two = (model.mix(features, patches, mask, torch.full((4,), task)) for task in (0, 2))
+    one, two = (model.mix(features, patches, mask, torch.full((BATCH,), task)) for task in (0, 2))
     assert torch.equal(one.single, two.single) and not torch.allclose(one.weights, two.weights)
     assert torch.equal(model.mix(features, patches, mask).weights, one.weights), "task 0 is the default"
 
@@ -103,7 +90,7 @@ def test_dropped_patches_are_mixed_into_nothing_and_never_scored():
 def test_another_size_than_the_heads_own_is_refused():
     model, _ = make()
     with pytest.raises(ValueError, match=r"found 4 patches, expected 16: the head is made for objective.grid \[4, 4\]"):
-        model(torch.randn(2, 1, 8, 8), None, chance_of(0, 0, 0, torch.arange(2), torch.zeros(2, dtype=torch.int64)))
+        model(torch.randn(2, 1, 8, 8), None, chance(batch=2))
 
 
 @pytest.mark.parametrize(("change", "said"), [

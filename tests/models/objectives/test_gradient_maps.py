@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from models.encoder.chance import chance_of
 from models.encoder.grid_2d_3d import Grid2D3D
 from models.encoder.masking import ChannelMasking, RandomMasking
 from models.encoder.patches import Mask
@@ -13,22 +12,19 @@ from models.objectives.gradient_maps import gradient_map
 from models.objectives.hierarchical_decoder import HierarchicalDecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import GradientReadout
+from tests.models.objectives.tiny import BATCH, chance, train, trainable
 
 DECODER = DecoderSettings(width=16, depth=1, num_heads=2)
-CASES = {"film": (Grid(patch=(4, 4)), (4, 1, 16, 16), RandomMasking(ratio=0.5)),
-         "volume": (Grid(patch=(4, 4, 4)), (4, 1, 8, 8, 8), RandomMasking(ratio=0.5)),
-         "bands": (Bands(patch=(8, 8)), (4, 3, 16, 16), ChannelMasking(ratio=0.5)),
-         "either": (Grid2D3D(patch=(4, 4), cube=(4, 4, 4)), (4, 1, 16, 16), RandomMasking(ratio=0.5))}
+CASES = {"film": (Grid(patch=(4, 4)), (BATCH, 1, 16, 16), RandomMasking(ratio=0.5)),
+         "volume": (Grid(patch=(4, 4, 4)), (BATCH, 1, 8, 8, 8), RandomMasking(ratio=0.5)),
+         "bands": (Bands(patch=(8, 8)), (BATCH, 3, 16, 16), ChannelMasking(ratio=0.5)),
+         "either": (Grid2D3D(patch=(4, 4), cube=(4, 4, 4)), (BATCH, 1, 16, 16), RandomMasking(ratio=0.5))}
 
 
 def encoder_of(case):
     torch.manual_seed(0)
     tokenizer, shape, _ = CASES[case]
     return Encoder(EncoderSettings(tokenizer=tokenizer, size=Shape(24, 2, 2)), shape[1]), torch.randn(shape)
-
-
-def chance(step=0):
-    return chance_of(0, step, 0, torch.arange(4), torch.zeros(4, dtype=torch.int64))
 
 
 def test_a_ramp_is_as_steep_as_it_rises_whatever_its_axis():
@@ -63,9 +59,9 @@ def test_unknown_values_of_the_image_are_not_scored_in_its_map():
     known[1, 0, 3, 5] = False
     patches = encoder.tokenizer.patchify(x.masked_fill(~known, 0), known)
     other = encoder.tokenizer.patchify(x.masked_fill(~known, 1e6), known)
-    hidden = torch.arange(8, 16).expand(4, -1)
-    mask = Mask(torch.arange(8).expand(4, -1), hidden)
-    decoded = torch.randn(4, 8, 16)
+    hidden = torch.arange(8, 16).expand(BATCH, -1)
+    mask = Mask(torch.arange(8).expand(BATCH, -1), hidden)
+    decoded = torch.randn(BATCH, 8, 16)
     assert torch.equal(model.readout(decoded, x, patches, mask), model.readout(decoded, x, other, mask))
 
 
@@ -86,20 +82,10 @@ def test_two_decoders_learn_on_one_batch_and_every_weight_gets_a_gradient(case):
     settings = DualMaskedAutoencoderSettings(masking=CASES[case][2], decoder=DECODER, second_decoder=second,
                                              second_weight=2.0)
     model = DualMaskedAutoencoder(settings, encoder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses, touched = [], set()
-    for step in range(40):
-        parts = model(x, None, chance(step % 2))
-        assert set(parts) == {"reconstruction", "second_reconstruction"}
-        loss = sum(parts.values())
-        optimizer.zero_grad()
-        loss.backward()
-        touched |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        optimizer.step()
-        losses.append(loss.item())
+    assert set(model(x, None, chance())) == {"reconstruction", "second_reconstruction"}
+    losses, touched = train(model, x, steps=40, rate=5e-3)
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
-    unused = {name for name, _ in model.named_parameters() if ".volume." in name}
-    assert touched == {name for name, _ in model.named_parameters()} - unused
+    assert touched == {name for name in trainable(model) if ".volume." not in name}
     result = model.reconstruct(x, None, chance())
     assert result.predicted.shape[:2] == result.mask.hidden.shape
 

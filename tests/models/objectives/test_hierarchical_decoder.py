@@ -2,22 +2,21 @@ import pytest
 import torch
 
 from models.encoder import transformer
-from models.encoder.chance import chance_of
 from models.encoder.masking import ChannelMasking, RandomMasking
-from models.encoder.patches import Mask
 from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.objectives.hierarchical_decoder import CrossAttention, HierarchicalDecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import ChamferReadout, PixelReadout
+from tests.models.objectives.tiny import BATCH, chance, split, train, trainable
 
 DECODER = HierarchicalDecoderSettings(width=16, depth=1, num_heads=2, taps=(1, 0))
 LAYER_NORM = PixelReadout(normalise_patch=True, biased_variance=True)
 CASES = {
-    "volume": (Grid(patch=(4, 4, 4)), (4, 1, 8, 8, 8), RandomMasking(), LAYER_NORM),
-    "film": (Grid(patch=(4, 4)), (4, 1, 16, 16), RandomMasking(), PixelReadout()),
-    "bands": (Bands(patch=(8, 8)), (4, 3, 16, 16), ChannelMasking(ratio=0.5), PixelReadout()),
-    "points": (Groups(num_groups=8, group_size=8), (4, 64, 3), RandomMasking(ratio=0.6), ChamferReadout()),
+    "volume": (Grid(patch=(4, 4, 4)), (BATCH, 1, 8, 8, 8), RandomMasking(), LAYER_NORM),
+    "film": (Grid(patch=(4, 4)), (BATCH, 1, 16, 16), RandomMasking(), PixelReadout()),
+    "bands": (Bands(patch=(8, 8)), (BATCH, 3, 16, 16), ChannelMasking(ratio=0.5), PixelReadout()),
+    "points": (Groups(num_groups=8, group_size=8), (BATCH, 64, 3), RandomMasking(ratio=0.6), ChamferReadout()),
 }
 
 
@@ -29,25 +28,12 @@ def make(case, decoder=DECODER):
     return MaskedAutoencoder(settings, encoder), torch.randn(shape)
 
 
-def chance(step=0):
-    return chance_of(0, step, 0, torch.arange(4), torch.zeros(4, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_falls_on_one_batch_and_every_weight_gets_a_gradient(case):
     model, x = make(case)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses, touched = [], set()
-    for step in range(40):
-        loss = model(x, None, chance(step % 2))["reconstruction"]
-        optimizer.zero_grad()
-        loss.backward()
-        touched |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
-        optimizer.step()
-        losses.append(loss.item())
+    losses, touched = train(model, x, steps=40, rate=5e-3)
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
-    assert touched == {name for name, _ in model.named_parameters()}
+    assert touched == trainable(model)
 
 
 def test_each_block_looks_at_its_own_layer_of_the_encoder():
@@ -82,10 +68,7 @@ def test_filler_among_visible_and_hidden_patches_changes_nothing():
     model, x = make("film")
     model.eval()
     patches = model.encoder.tokenizer.patchify(x)
-    plain = Mask(torch.arange(4).expand(4, -1), torch.arange(4, 14).expand(4, -1))
-    filler = torch.zeros(4, 2, dtype=torch.int64)
-    padded = Mask(torch.cat([plain.visible, filler], 1), torch.cat([plain.hidden, filler], 1),
-                  torch.arange(6).expand(4, -1) < 4, torch.arange(12).expand(4, -1) < 10)
+    plain, padded = split(4, 14), split(4, 14, filler=2)
     one, two = (model.decoder(model.encoder(patches, mask, model.decoder.taps), patches, mask)
                 for mask in (plain, padded))
     torch.testing.assert_close(two[:, :10], one)

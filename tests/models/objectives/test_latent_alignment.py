@@ -13,11 +13,11 @@ from models.objectives.readouts import ChamferReadout
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
 from tests.models.objectives.tiny import (
-    BATCH,
     chance,
     encoder,
     partly_known,
     samples,
+    split,
     train,
     trainable,
     with_hidden_overwritten,
@@ -125,10 +125,7 @@ def test_filler_at_the_end_of_the_lists_changes_nothing():
     model, x = make("image")
     model.eval()
     patches = model.encoder.tokenizer.patchify(x)
-    plain = Mask(torch.arange(9).expand(BATCH, -1), torch.arange(9, 36).expand(BATCH, -1))
-    filler = torch.zeros(BATCH, 2, dtype=torch.int64)
-    padded = Mask(torch.cat([plain.visible, filler], 1), torch.cat([plain.hidden, filler], 1),
-                  torch.arange(11).expand(BATCH, -1) < 9, torch.arange(29).expand(BATCH, -1) < 27)
+    plain, padded = split(9, 36), split(9, 36, filler=2)
     one, two = model.regress(patches, plain), model.regress(patches, padded)
     torch.testing.assert_close(two[:, :27], one)
     torch.testing.assert_close(model.encode_hidden(patches, padded)[:, :27], model.encode_hidden(patches, plain))

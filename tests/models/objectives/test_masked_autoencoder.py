@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from models.encoder.chance import chance_of
 from models.encoder.masking import ChannelMasking, RandomMasking
 from models.encoder.patches import Mask, Patches
 from models.encoder.tokenizers import Bands, Grid, Groups
@@ -9,7 +8,7 @@ from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
 from models.objectives.readouts import ChamferReadout, PixelReadout
-from tests.models.objectives.tiny import with_hidden_overwritten
+from tests.models.objectives.tiny import chance, train, trainable, with_hidden_overwritten
 
 CASES = {
     "image": (Grid(patch=(4, 4)), (6, 1, 16, 16), RandomMasking(), PixelReadout()),
@@ -28,25 +27,12 @@ def make(case: str) -> tuple[MaskedAutoencoder, torch.Tensor]:
     return MaskedAutoencoder(settings, encoder), torch.randn(shape)
 
 
-def chance(step: int = 0):
-    return chance_of(0, step, 0, torch.arange(6), torch.zeros(6, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_falls_on_one_batch_and_every_weight_gets_a_gradient(case):
     model, x = make(case)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    touched: set[str] = set()
-    for step in range(60):
-        loss = sum(model(x, None, chance(step % 4)).values())
-        optimizer.zero_grad()
-        loss.backward()
-        touched |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        optimizer.step()
-        losses.append(float(loss))
+    losses, touched = train(model, x)
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
-    assert touched == {name for name, _ in model.named_parameters()}
+    assert touched == trainable(model)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -128,6 +114,5 @@ def test_a_picture_keeps_every_band_although_training_samples_bands():
     settings = MaskedAutoencoderSettings(masking=ChannelMasking(max_channels=1), readout=PixelReadout(),
                                          decoder=DecoderSettings(width=12, depth=1, num_heads=2))
     model = MaskedAutoencoder(settings, encoder)
-    ids = torch.arange(2)
-    result = model.reconstruct(torch.randn(2, 5, 8, 8), None, chance_of(0, 0, 0, ids, 0 * ids))
+    result = model.reconstruct(torch.randn(2, 5, 8, 8), None, chance(batch=2))
     assert result.mask.visible.shape[1] + result.mask.hidden.shape[1] == 5 * 4

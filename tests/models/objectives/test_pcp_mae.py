@@ -16,7 +16,7 @@ from models.objectives.pcp_mae import PCPMAE, PCPMAESettings
 from models.objectives.readouts import ChamferReadout
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from tests.models.objectives.tiny import BATCH, chance, encoder, samples, train, trainable
+from tests.models.objectives.tiny import chance, encoder, samples, split, train, trainable
 
 DECODER = DecoderSettings(width=24, depth=1, num_heads=2, place_every_block=True)
 PLAIN = MaskedAutoencoderSettings(masking=RandomMasking(ratio=0.6), decoder=DECODER, readout=ChamferReadout())
@@ -117,10 +117,7 @@ def test_filler_at_the_end_of_the_lists_changes_nothing():
     model, x = make()
     model.eval()
     patches = model.encoder.tokenizer.patchify(x)
-    plain = Mask(torch.arange(5).expand(BATCH, -1), torch.arange(5, 12).expand(BATCH, -1))
-    filler = torch.zeros(BATCH, 2, dtype=torch.int64)
-    padded = Mask(torch.cat([plain.visible, filler], 1), torch.cat([plain.hidden, filler], 1),
-                  torch.arange(7).expand(BATCH, -1) < 5, torch.arange(9).expand(BATCH, -1) < 7)
+    plain, padded = split(5, 12), split(5, 12, filler=2)
     one, two = model.encode(patches, plain), model.encode(patches, padded)
     torch.testing.assert_close(two[0].tokens[:, :5], one[0].tokens)
     torch.testing.assert_close(two[1][:, :7], one[1])

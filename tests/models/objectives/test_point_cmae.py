@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 import torch
 
-from models.encoder.chance import chance_of
 from models.encoder.masking import BlockMasking, ChannelMasking, RandomMasking
 from models.encoder.patches import Mask, Patches
 from models.encoder.tokenizers import Bands, Grid, Groups
@@ -12,7 +11,7 @@ from models.objectives.decoders import DecoderSettings
 from models.objectives.objective import build_objective
 from models.objectives.point_cmae import PointCMAE, PointCMAESettings, disagreement, in_place
 from models.objectives.readouts import ChamferReadout, PixelReadout
-from tests.models.objectives.tiny import with_hidden_overwritten
+from tests.models.objectives.tiny import chance, train, trainable, with_hidden_overwritten
 
 POINTS = (Groups(num_groups=12, group_size=8, widths=(8, 16, 16), sampling="pointnet2"), (6, 64, 3))
 CASES = {
@@ -36,29 +35,13 @@ def make(case: str, **changes) -> tuple[PointCMAE, torch.Tensor]:
     return build_objective(dataclasses.replace(settings, decoder=decoder, **changes), encoder), torch.randn(shape)
 
 
-def chance(step: int = 0):
-    return chance_of(0, step, 0, torch.arange(6), torch.zeros(6, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_falls_on_one_batch_and_every_trained_weight_gets_a_gradient(case):
     model, x = make(case)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert not any(name.startswith("project_summary") for name in trained)
-    optimizer = torch.optim.AdamW(trained.values(), lr=3e-3)
-    totals, touched = [], set()
-    for step in range(32):
-        losses = model(x, None, chance(step % 4))
-        assert set(losses) == {"reconstruction", "agreement"} and all(loss.isfinite() for loss in losses.values())
-        total = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad()
-        total.backward()
-        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in trained.values())
-        touched |= {name for name, p in trained.items() if p.grad is not None and p.grad.abs().sum() > 0}
-        optimizer.step()
-        totals.append(total.item())
-    assert sum(totals[-4:]) < 0.9 * sum(totals[:4])
-    assert touched == set(trained)
+    assert set(model(x, None, chance())) == {"reconstruction", "agreement"}
+    losses, touched = train(model, x, steps=32)
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    assert touched == trainable(model) and not any(name.startswith("project_summary") for name in touched)
 
 
 def test_views_have_masks_of_their_own_and_the_same_chance_gives_the_same_losses():

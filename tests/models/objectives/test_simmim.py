@@ -16,6 +16,7 @@ from tests.models.objectives.tiny import (
     encoder,
     partly_known,
     samples,
+    split,
     train,
     trainable,
     with_hidden_overwritten,
@@ -95,10 +96,7 @@ def test_filler_at_the_end_of_the_lists_changes_nothing():
     model, x = make("image")
     model.eval()
     patches = model.encoder.tokenizer.patchify(x)
-    plain = Mask(torch.arange(9).expand(6, -1), torch.arange(9, 36).expand(6, -1))
-    filler = torch.zeros(6, 2, dtype=torch.int64)
-    padded = Mask(torch.cat([plain.visible, filler], 1), torch.cat([plain.hidden, filler], 1),
-                  torch.arange(11).expand(6, -1) < 9, torch.arange(29).expand(6, -1) < 27)
+    plain, padded = split(9, 36), split(9, 36, filler=2)
     torch.testing.assert_close(model.restore(patches, padded)[:, :27], model.restore(patches, plain))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder.chance import Chance, chance_of
+from models.encoder.patches import Mask
 from models.encoder.tokenizers import Bands, Grid, Groups, TokenizerSettings
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
 
@@ -55,7 +56,7 @@ def train(model: nn.Module, x: Tensor, steps: int = 60, rate: float = 3e-3) -> t
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
     losses, touched = [], set()
     for step in range(steps):
-        named = model(x, None, chance(step % 4))
+        named = model(x, None, chance(step % 4, len(x)))
         assert all(loss.isfinite() and loss.dim() == 0 for loss in named.values())
         total = torch.stack(list(named.values())).sum()
         optimizer.zero_grad()
@@ -67,6 +68,16 @@ def train(model: nn.Module, x: Tensor, steps: int = 60, rate: float = 3e-3) -> t
             model.after_step((step + 1) / steps)
         losses.append(float(total.detach()))
     return losses, touched
+
+
+def split(seen: int, count: int, filler: int = 0) -> Mask:
+    """The first patches seen, the others hidden; with so many entries behind either list that name patch 0 and count
+    for nothing."""
+    more = torch.zeros(BATCH, filler, dtype=torch.int64)
+    lists = [torch.cat([torch.arange(*ends).expand(BATCH, -1), more], 1) for ends in ((0, seen), (seen, count))]
+    if not filler:
+        return Mask(*lists)
+    return Mask(*lists, *(torch.arange(one.shape[1]).expand(BATCH, -1) < one.shape[1] - filler for one in lists))
 
 
 def trainable(model: nn.Module) -> set[str]:
