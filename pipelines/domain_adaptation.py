@@ -29,11 +29,11 @@ from models.objectives.domain_adversarial import DomainAdversarial, DomainAdvers
 from models.objectives.masked_representation import MaskedRepresentation, MaskedRepresentations
 from models.objectives.self_training import PseudoLabels, SelfTraining
 from pipelines import report
-from pipelines.finetune import build_model, temperature_of, validation_loss
 from pipelines.settings import build, plain
 from pipelines.tracking import lineage, tracking
 from pipelines.training.batches import Batch, domain_code, in_order
 from pipelines.training.estimate import announce, with_memory_advice
+from pipelines.training.labelled_model import build_model, temperature_of, validation_loss
 from pipelines.training.processes import follows
 from pipelines.training.resume import Work, work_folder
 from pipelines.training.training import Job, Machine, Optimisation, device_of, fit

@@ -29,7 +29,6 @@ from models.heads.predict_sample import PredictSample, SampleHead
 from models.heads.tuned import Tuned
 from pipelines import report
 from pipelines.evaluate import Leak, groups_seen
-from pipelines.finetune import build_model, put_adapters, trained_of
 from pipelines.scoring import few_shot_report
 from pipelines.scoring.episodes import SHARPNESS, Distance, Episode, Rows, Told, able, draw, likeness, tell
 from pipelines.scoring.few_shot_report import Answer, Way
@@ -41,6 +40,7 @@ from pipelines.tracking import tracking
 from pipelines.training.batches import Source, domain_code
 from pipelines.training.episodic_tuning import EpisodicTuning, tune
 from pipelines.training.finetune_settings import Arm
+from pipelines.training.labelled_model import build_model, put_adapters, trained_of
 from pipelines.training.memory_bank import fill_memories
 from pipelines.training.probes import frozen_features
 from pipelines.training.training import Machine, device_of

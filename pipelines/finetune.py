@@ -9,6 +9,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +22,68 @@ from domains.contract import Contract
 from domains.publish import folder_in_the_making, write_text
 from domains.sample import Task
 from domains.store import Prepared, open_prepared
-from models.adapters.adapter import AdapterSettings, add_adapter, trunk_hash
+from models.adapters.adapter import AdapterSettings, add_adapter
 from models.adapters.prior_prompts import PriorPrompts, check_neighbours
-from models.encoder.chance import Chance, key_of
+from models.encoder.chance import Chance
 from models.encoder.flexible_patches import check_sizes, drawn_size, patches_of
-from models.encoder.initialisation import Initialisation, initialise
-from models.heads.mask_loss import MaskLoss
 from models.heads.segment_grid import SegmentHead
-from models.heads.tuned import HeadSettings, Tuned, build_head, build_loss
+from models.heads.tuned import Tuned
 from pipelines import report
-from pipelines.scoring.temperature import Temperature, fit_temperature
 from pipelines.settings import build, plain
 from pipelines.tracking import lineage, tracking
-from pipelines.training.batches import Batch, Source, domain_code, in_order
+from pipelines.tracking.tracked_run import Run
+from pipelines.training.batches import Batch, Source, domain_code
 from pipelines.training.estimate import announce, with_memory_advice
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.training.label_budget import labelled_rows
+from pipelines.training.labelled_model import build_model, put_adapters, temperature_of, trained_of, validation_loss
 from pipelines.training.memory_bank import fill_memories
 from pipelines.training.probes import fit_linear, fit_neighbours
 from pipelines.training.processes import follows
 from pipelines.training.resume import Work, work_folder
-from pipelines.training.side_by_side import side_by_side
+from pipelines.training.side_by_side import Log, side_by_side
 from pipelines.training.training import Job, device_of, fit
 from pipelines.training.true_masks import with_masks
 from pipelines.weights import checkpoints
 from pipelines.weights.starts import Start, resolve
-from pipelines.weights.tuned_checkpoints import Trunk, predict, save_tuned
+from pipelines.weights.tuned_checkpoints import save_tuned
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One training, ready to begin."""
+
+    name: str
+    """Of the run, for messages."""
+    settings: FinetuneRun
+    task: Task
+    arm: str
+    seed: int
+    learning_rate: float
+    start: Start
+    """What this arm begins from: scratch has an encoder like the other's, without its weights."""
+    train: Source
+    val: Source
+    """Labelled rows to learn from and to choose by; true masks are joined to them when it begins."""
+    augment: Any
+    """The domain's augmentation settings, or None."""
+    work: Work
+    tracked: Run | Log
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others of its run, in names of files."""
+        return f"{self.arm}-seed{self.seed}-lr{self.learning_rate:g}"
+
+    @property
+    def is_first(self) -> bool:
+        """Of its arm: what it says of itself holds for the others."""
+        return self.seed == self.settings.seeds[0] and self.learning_rate == self.settings.grid[0]
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """A point of its curves."""
+        curve = f"{self.arm}.seed{self.seed}.lr{self.learning_rate:g}"
+        self.tracked.metrics({f"{curve}.{key}": value for key, value in numbers.items()}, step=step)
 
 
 @dataclass(frozen=True)
@@ -104,7 +141,7 @@ def run(name: str, settings: FinetuneRun, root: Path, resume_despite_code_change
 
 
 def trainings(name: str, settings: FinetuneRun, prepared: Prepared, rows: tuple[np.ndarray, np.ndarray], start: Start,
-              work: Work, tracked: Any, share: slice = slice(None)) -> list[Trial]:
+              work: Work, tracked: Run | Log, share: slice = slice(None)) -> list[Trial]:
     """Every training of the run, or a share of them; those that are in the work folder already are not done again.
 
     Args:
@@ -118,7 +155,7 @@ def trainings(name: str, settings: FinetuneRun, prepared: Prepared, rows: tuple[
               if arm == "scratch" or not checkpoints.is_scratch(settings.start)}
     asked = [(arm, seed, rate) for arm in begins for seed in settings.seeds
              for rate in rates_of(settings)]
-    return [trial(name, settings, task, arm, seed, rate, begins[arm], (train, val), augment, work, tracked)
+    return [trial(Planned(name, settings, task, arm, seed, rate, begins[arm], train, val, augment, work, tracked))
             for arm, seed, rate in asked[share]]
 
 
@@ -171,28 +208,16 @@ def build_augment(name: str, settings: FinetuneRun) -> Any:
     return build(domain_code(settings.domain).augment.Augment, settings.augment, f"finetune.{name}.augment")
 
 
-def build_model(start: Start, head: HeadSettings, task: Task, seed: int, num_reference: int = 0,
-                initialisation: Initialisation = "xavier") -> Tuned:
-    """A model of one arm and seed. The head's weights depend on the seed alone, so arms share them."""
-    torch.manual_seed(key_of(seed, 1) & ((1 << 63) - 1))
-    encoder = start.build()
-    if start.weights is None:
-        initialise(encoder, initialisation, key_of(seed, 3) & ((1 << 63) - 1))
-    torch.manual_seed(key_of(seed, 2) & ((1 << 63) - 1))
-    outputs = len(task.outputs)
-    return Tuned(encoder, build_head(head, encoder.width, outputs, num_reference, encoder),
-                 build_loss(head, task.kind, outputs))
-
-
-def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rate: float, start: Start,
-           sources: tuple[Source, ...], augment: Any, work: Work, tracked: Any) -> Trial:
+def trial(one: Planned) -> Trial:
     """One training, or what an interrupted run has left of it."""
-    folder = work.folder / f"{arm}-seed{seed}-lr{rate:g}"
+    settings, arm, seed, start = one.settings, one.arm, one.seed, one.start
+    folder = one.work.folder / one.key
     if (folder / "trial.json").is_file():
         return Trial(**{**json.loads((folder / "trial.json").read_text()), "folder": folder})
-    train, val = (with_masks(source, settings.task, settings.around_classes) for source in sources)
+    train, val = (with_masks(source, settings.task, settings.around_classes) for source in (one.train, one.val))
+    one = dataclasses.replace(one, train=train, val=val)
     assert train.labels is not None
-    model = build_model(start, settings.head, task, seed, len(train.rows), settings.initialisation)
+    model = build_model(start, settings.head, one.task, seed, len(train.rows), settings.initialisation)
     adapters = settings.adapters if arm == "pretrained" else ()
     trunk = put_adapters(model, adapters, settings.start, seed)
     fill_memories(model, train, device_of(settings.machine))
@@ -200,81 +225,60 @@ def trial(name: str, settings: FinetuneRun, task: Task, arm: str, seed: int, rat
     model.loss.label_smoothing = settings.label_smoothing
     model.loss.fit(torch.from_numpy(train.labels[train.rows]), settings.imbalance)
     began = time.monotonic()
-    match settings.protocol:
-        case "full":
-            steps = _train(name, settings, model, arm, seed, rate, train, val, augment, work, tracked)
-        case "linear" if isinstance(settings.head, SegmentHead):
-            model.freeze_trunk()
-            steps = _train(name, settings, model, arm, seed, rate, train, val, augment, work, tracked)
-        case "linear":
-            steps = fit_linear(model, train, val, device_of(settings.machine))
-        case "knn":
-            steps = fit_neighbours(model, train, device_of(settings.machine))
+    steps = _learn(one, model)
     seconds = time.monotonic() - began
     device = device_of(settings.machine)
     model.to(device).eval()
     loss = validation_loss(model, val, device)
-    fitted = temperature_of(model, val, task, device)
+    fitted = temperature_of(model, val, one.task, device)
+    done = Trial(arm, seed, one.learning_rate, loss, steps, seconds, trained, weights, folder)
     if follows():
-        return Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
+        return done
     with folder_in_the_making(folder) as making:
         reader = train.prepared.folder / "reader.json"
-        save_tuned(making / "model", model, start.contract, settings.head, task, {
+        save_tuned(making / "model", model, start.contract, settings.head, one.task, {
             "domain": settings.domain, "temperature": fitted.value, "temperature_fit": plain(fitted),
             "reader": json.loads(reader.read_text()) if reader.is_file() else None,
             "pool_groups": start.record.get("pool_groups", []),
-            "provenance": {"arm": arm, "seed": seed, "learning_rate": rate,
+            "provenance": {"arm": arm, "seed": seed, "learning_rate": one.learning_rate,
                            "start": settings.start if start.weights else checkpoints.SCRATCH,
                            "start_weights": start.record.get("weights_sha256"), **start.provenance(),
                            "data": settings.data,
                            "data_digest": train.prepared.digest, "task": settings.task, "protocol": settings.protocol,
-                           "steps": steps, "val_loss": loss, "code": work.code, "finetune": name}}, adapters, trunk)
-        done = Trial(arm, seed, rate, loss, steps, seconds, trained, weights, folder)
+                           "steps": steps, "val_loss": loss, "code": one.work.code, "finetune": one.name}},
+                   adapters, trunk)
         write_text(making / "trial.json", json.dumps(done.numbers()))
-    tracked.metrics({f"{arm}.seed{seed}.val_loss": loss, f"{arm}.trained_weights": trained,
-                     f"{arm}.trained_share": trained / weights}, step=steps)
-    if seed == settings.seeds[0] and rate == settings.grid[0]:
-        print(f"finetune {name}: arm {arm} trains {trained} of {weights} weights ({trained / weights:.2%})")
+    one.tracked.metrics({f"{arm}.seed{seed}.val_loss": loss, f"{arm}.trained_weights": trained,
+                         f"{arm}.trained_share": trained / weights}, step=steps)
+    if one.is_first:
+        print(f"finetune {one.name}: arm {arm} trains {trained} of {weights} weights ({trained / weights:.2%})")
     return done
 
 
-def temperature_of(model: Tuned, val: Source, task: Task, device: torch.device) -> Temperature:
-    """Fitted on validation rows; 1 for masks."""
-    if task.kind == "segmentation":
-        return Temperature(1.0, None, None, 0, "probabilities of pixels are as trained: no temperature is fitted")
-    assert val.labels is not None
-    return fit_temperature(predict(model, val, device=device), val.labels[val.rows], task.kind)
+def _learn(one: Planned, model: Tuned) -> int:
+    """Train what the protocol trains. Returns the updates made."""
+    device = device_of(one.settings.machine)
+    match one.settings.protocol:
+        case "full":
+            return _train(one, model)
+        case "linear" if isinstance(one.settings.head, SegmentHead):
+            model.freeze_trunk()
+            return _train(one, model)
+        case "linear":
+            return fit_linear(model, one.train, one.val, device)
+        case "knn":
+            return fit_neighbours(model, one.train, device)
 
 
-def put_adapters(model: Tuned, adapters: tuple[AdapterSettings, ...], start: str, seed: int) -> Trunk | None:
-    """Add adapters and freeze what they are on; None where there are none. Their first weights depend on the seed."""
-    if not adapters:
-        return None
-    trunk = Trunk(start, trunk_hash(model.encoder))
-    torch.manual_seed(key_of(seed, 4) & ((1 << 63) - 1))
-    for one in adapters:
-        add_adapter(model.encoder, one)
-    model.freeze_trunk()
-    return trunk
-
-
-def trained_of(model: Tuned, protocol: str) -> tuple[int, int]:
-    """Weights that this protocol trains, and weights in all."""
-    total = sum(weight.numel() for weight in model.parameters())
-    head = sum(weight.numel() for weight in model.head.parameters())
-    full = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return {"full": full, "linear": head, "knn": 0}[protocol], total
-
-
-def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, rate: float, train: Source,
-           val: Source, augment: Any, work: Work, tracked: Any) -> int:
+def _train(one: Planned, model: Tuned) -> int:
     """All weights, with early stopping; the best weights by validation loss are put back at the end."""
-    plan = dataclasses.replace(settings.optimisation, learning_rate=rate)
+    settings = one.settings
+    plan = dataclasses.replace(settings.optimisation, learning_rate=one.learning_rate)
     best: dict[str, Any] = {"loss": float("inf"), "step": 0, "bad": 0, "weights": {}}
 
     def watch(step: int) -> bool:
-        loss = validation_loss(model, val, next(model.parameters()).device)
-        tracked.metrics({f"{arm}.seed{seed}.lr{rate:g}.val_loss": loss}, step=step)
+        loss = validation_loss(model, one.val, next(model.parameters()).device)
+        one.log({"val_loss": loss}, step)
         if loss < best["loss"]:
             weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
             best.update(loss=loss, step=step, bad=0, weights=weights)
@@ -287,52 +291,25 @@ def _train(name: str, settings: FinetuneRun, model: Tuned, arm: str, seed: int, 
         with patches_of(model.encoder, drawn_size(sizes, chance)) if sizes else nullcontext():
             return {"task": model.mistakes(batch.x, batch.known, batch.labels, batch.target)}
 
-    job = Job(model=model, losses=losses, source=train, augment=augment, optimisation=plan, machine=settings.machine,
-              seed=seed, num_blocks=len(model.encoder.blocks),
-              resume=work.folder / f"{arm}-seed{seed}-lr{rate:g}.pt",
-              log=lambda step, numbers: tracked.metrics(
-                  {f"{arm}.seed{seed}.lr{rate:g}.{key}": value for key, value in numbers.items()}, step=step),
+    job = Job(model=model, losses=losses, source=one.train, augment=one.augment, optimisation=plan,
+              machine=settings.machine, seed=one.seed, num_blocks=len(model.encoder.blocks),
+              resume=one.work.folder / f"{one.key}.pt", log=lambda step, numbers: one.log(numbers, step),
               every=max(plan.steps // settings.validations, 1), watch=watch, watch_state=lambda: dict(best),
-              restore_watch=best.update, title=f"{name} {arm} seed {seed} lr {rate:g}")
-    if seed == settings.seeds[0] and rate == settings.grid[0] and arm == settings.arms[0]:
-        announce(f"finetune {name}", job, num_samples=len(train.rows),
+              restore_watch=best.update, title=f"{one.name} {one.arm} seed {one.seed} lr {one.learning_rate:g}")
+    if one.is_first and one.arm == settings.arms[0]:
+        announce(f"finetune {one.name}", job, num_samples=len(one.train.rows),
                  repeats=len(settings.arms) * len(settings.seeds) * len(settings.grid), at_once=settings.processes)
     try:
         with with_memory_advice(plan.batch_size, settings.machine.accumulate):
             done = fit(job)
     finally:
         if job.skips and not follows():
-            report.write_csv(work.folder / f"skipped-{arm}-seed{seed}-lr{rate:g}.csv", [
-                {"arm": arm, "seed": seed, "learning_rate": rate, **one.line()} for one in job.skips])
+            report.write_csv(one.work.folder / f"skipped-{one.key}.csv", [
+                {"arm": one.arm, "seed": one.seed, "learning_rate": one.learning_rate, **skip.line()}
+                for skip in job.skips])
     if best["weights"]:
         model.load_state_dict(best["weights"])
     return done
-
-
-def validation_loss(model: Tuned, val: Source, device: torch.device) -> float:
-    """The training loss over all validation rows, model in eval mode. Of samples that are larger than the model's size,
-    the crop at the centre counts."""
-    assert val.labels is not None
-    loss_of = model.loss
-    if isinstance(loss_of, MaskLoss):
-        return _loss_of_masks(model, loss_of, val, device)
-    raw = torch.from_numpy(predict(model, val, device=device, in_label_units=False))
-    with torch.no_grad():
-        loss = model.loss(raw.to(device), torch.from_numpy(val.labels[val.rows]).to(device))
-    return float(loss)
-
-
-def _loss_of_masks(model: Tuned, loss_of: MaskLoss, val: Source, device: torch.device) -> float:
-    """Sample by sample, since answers of all pixels would fill the memory."""
-    def each(batch: Batch) -> torch.Tensor:
-        assert batch.target is not None, "a source of masks gives them"
-        return loss_of.per_sample(model.predict(batch.x, batch.known), batch.target, batch.labels)
-
-    was_training = model.training
-    model.to(device).eval()
-    losses = in_order(val, each, 32, device)
-    model.train(was_training)
-    return float(losses.mean(dtype=np.float64))
 
 
 def _publish(name: str, settings: FinetuneRun, root: Path, trials: list[Trial], start: Start, work: Work,

@@ -24,7 +24,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from domains.publish import folder_in_the_making, write_bytes, write_text
 from domains.store import Prepared
 from pipelines import finetune
-from pipelines.finetune import build_augment
+from pipelines.finetune import Planned
 from pipelines.scoring.answers import answers
 from pipelines.scoring.uncertainty import group_folds
 from pipelines.settings import fingerprint
@@ -130,10 +130,10 @@ def all_labelled(prepared: Prepared, task: str) -> np.ndarray:
 
 
 CODE = ("training/bad_steps", "training/batches", "verdicts/cells", "weights/checkpoints", "finetune",
-        "training/finetune_settings", "training/label_budget", "training/memory_bank", "training/optimisers",
-        "training/probes", "training/schedule", "weights/starts", "scoring/answers", "scoring/overlap",
-        "scoring/temperature", "prediction/segmenting", "training/crops", "training/true_masks", "training/training",
-        "training/training_module", "weights/tuned_checkpoints")
+        "training/finetune_settings", "training/label_budget", "training/labelled_model", "training/memory_bank",
+        "training/optimisers", "training/probes", "training/schedule", "weights/starts", "scoring/answers",
+        "scoring/overlap", "scoring/temperature", "prediction/segmenting", "training/crops", "training/true_masks",
+        "training/training", "training/training_module", "weights/tuned_checkpoints")
 """Modules of pipelines/ that decide what a cell says, beside models/ and the domain's loading."""
 
 
@@ -174,12 +174,13 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
     labels = prepared.labels(run.task)
     train, val, test = rows_of(cell, prepared)
     code = domain_code(run.domain)
-    sources = tuple(Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
+    learnt, chosen = (Source(prepared, start.contract, code, rows, labels) for rows in (train, val))
+    augment = finetune.build_augment(cell.way, run)
     work = Work(folder.with_name(f"{folder.name}.work"), "", "", False, False)
     work.folder.mkdir(parents=True, exist_ok=True)
     silent = Run({"key": ""}, work.folder, None, silent=True)
-    trials = [finetune.trial(cell.way, run, task, arm, cell.seed, rate, begin, sources, build_augment(cell.way, run),
-                             work, silent) for rate in finetune.rates_of(run)]
+    trials = [finetune.trial(Planned(cell.way, run, task, arm, cell.seed, rate, begin, learnt, chosen, augment,
+                                     work, silent)) for rate in finetune.rates_of(run)]
     best = min(trials, key=lambda trial: trial.val_loss)
     model, contract, record = load_tuned(best.folder / "model")
     predicted = answers(model, Source(prepared, contract, code, test), task, run.task, record["temperature"],

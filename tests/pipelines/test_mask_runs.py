@@ -93,16 +93,16 @@ def test_a_verdict_on_masks_is_told_in_dice_and_goes_on_where_it_was_killed(proj
     trained: list[str] = []
     real = finetune.trial
 
-    def dies(name: str, *arguments: Any) -> Any:
+    def dies(one: finetune.Planned) -> finetune.Trial:
         if len(trained) == 5:
             raise KeyboardInterrupt
-        trained.append(name)
-        return real(name, *arguments)
+        trained.append(one.name)
+        return real(one)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(finetune, "trial", dies)
         verdict.run("discs", asked(), project)
-    monkeypatch.setattr(finetune, "trial", lambda name, *rest: trained.append(name) or real(name, *rest))
+    monkeypatch.setattr(finetune, "trial", lambda one: trained.append(one.name) or real(one))
     said = verdict.run("discs", asked(), project)
     assert len(trained) == 2 * 2 * 2, "two ways, two budgets, two seeds, each trained once"
     assert "Dice" in str(said) and "AUROC" not in str(said)

@@ -20,6 +20,7 @@ from pipelines.prediction.segmenting import segment, segment_values
 from pipelines.settings import SettingsError, build
 from pipelines.training.batches import Source, domain_code
 from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.labelled_model import build_model
 from pipelines.training.true_masks import true_mask
 from pipelines.weights.checkpoints import read_record
 from pipelines.weights.tuned_checkpoints import load_tuned
@@ -101,7 +102,7 @@ def test_a_linear_probe_trains_the_head_alone(project):
     linear, whole = (told(project, "xray", name)[0] for name in ("linear", "whole"))
     contract = open_prepared(project / "data/prepared/xray").contract
     start = finetune.resolve_start(run, contract, project).random()
-    fresh = finetune.build_model(start, run.head, contract.tasks["discs"], 0)
+    fresh = build_model(start, run.head, contract.tasks["discs"], 0)
 
     def moved(model: Tuned) -> list[bool]:
         pairs = zip(model.encoder.parameters(), fresh.encoder.parameters(), strict=True)

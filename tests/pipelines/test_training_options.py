@@ -12,10 +12,11 @@ import torch
 from domains.store import open_prepared
 from models.encoder.flexible_patches import drawn_size
 from pipelines import finetune, pretrain
-from pipelines.finetune import build_model, resolve_start
+from pipelines.finetune import resolve_start
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import SettingsError, build
 from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.labelled_model import build_model
 from pipelines.training.training import TrainingFailed
 from pipelines.weights.checkpoints import load_encoder
 from pipelines.weights.tuned_checkpoints import load_tuned

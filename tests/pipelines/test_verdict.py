@@ -56,9 +56,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ways: list[str] = []
     real = finetune.trial
 
-    def counted(name: str, *args: Any) -> Any:
-        ways.append(name)
-        return real(name, *args)
+    def counted(one: finetune.Planned) -> finetune.Trial:
+        ways.append(one.name)
+        return real(one)
 
     monkeypatch.setattr(finetune, "trial", counted)
     return ways
@@ -96,11 +96,11 @@ def test_one_more_arm_computes_that_arm_alone(project, monkeypatch):
 def test_a_killed_verdict_goes_on_where_it_was(project, monkeypatch):
     real, calls = finetune.trial, []
 
-    def dies(name: str, *args: Any) -> Any:
-        calls.append(name)
+    def dies(one: finetune.Planned) -> finetune.Trial:
+        calls.append(one.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(name, *args)
+        return real(one)
 
     run = asked(tuning={**asked().tuning, "grid": [2e-3]})
     monkeypatch.setattr(finetune, "trial", dies)

@@ -13,6 +13,7 @@ from models.objectives.readouts import ChamferReadout
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
 from tests.models.objectives.tiny import (
+    BATCH,
     chance,
     encoder,
     partly_known,

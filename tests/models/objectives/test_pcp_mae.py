@@ -82,7 +82,7 @@ def test_hidden_groups_look_at_seen_and_hidden_ones():
     model, x = make()
     model.eval()
     patches = model.encoder.tokenizer.patchify(x)
-    mask = Mask(torch.arange(5).expand(BATCH, -1), torch.arange(5, 12).expand(BATCH, -1))
+    mask = split(5, 12)
     before = model.encode(patches, mask)[1].detach()
     for changed, told in ((2, [0, 1, 2, 3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6])):
         values = patches.values.clone()
