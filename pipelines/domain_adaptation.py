@@ -31,6 +31,7 @@ from models.objectives.self_training import PseudoLabels, SelfTraining
 from pipelines import report
 from pipelines.settings import build, plain
 from pipelines.tracking import lineage, tracking
+from pipelines.tracking.tracked_run import Run
 from pipelines.training.batches import Batch, domain_code, in_order
 from pipelines.training.estimate import announce, with_memory_advice
 from pipelines.training.labelled_model import build_model, temperature_of, validation_loss
@@ -143,6 +144,22 @@ class Adapting(nn.Module):
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """What all trainings of a run share."""
+
+    name: str
+    settings: DomainAdaptationRun
+    start: Start
+    data: TwoDomains
+    augment: Any
+    """The domain's augmentation settings, for all that is trained on."""
+    weak: Any
+    """Likewise, for what an averaged teacher sees."""
+    work: Work
+    tracked: Run
+
+
+@dataclass(frozen=True)
 class Trained:
     """One training, finished."""
 
@@ -188,11 +205,11 @@ def run(name: str, settings: DomainAdaptationRun, root: Path,
     with tracking.open_run(stage="domain_adaptation", name=name, root=root, settings=plain(settings), inputs=inputs,
                            domain=settings.domain, fingerprint=work.fingerprint, resume_folder=work.folder) as tracked:
         tracked.tag("resume.despite_code_change", str(work.despite_code_change).lower())
-        trained = [train_one(name, settings, arm, seed, start, data, (augment, weak), work, tracked)
-                   for arm in settings.arms for seed in settings.seeds]
+        made = Adaptation(name, settings, start, data, augment, weak, work, tracked)
+        trained = [train_one(made, arm, seed) for arm in settings.arms for seed in settings.seeds]
         if follows():
             return {}
-        summary = _publish(name, settings, root, trained, start, data, work)
+        summary = _publish(made, trained, root)
         if warning := outweighed({arm: one["val_loss"] for arm, one in summary["chosen"].items()}):
             print(f"domain_adaptation {name}: {warning}")
         work.finish()
@@ -221,19 +238,19 @@ def views(name: str, settings: DomainAdaptationRun) -> tuple[Any, Any]:
     return made[0], made[1]
 
 
-def train_one(name: str, settings: DomainAdaptationRun, arm: str, seed: int, start: Start, data: TwoDomains,
-              augments: tuple[Any, Any], work: Work, tracked: Any) -> Trained:
+def train_one(made: Adaptation, arm: str, seed: int) -> Trained:
     """One training, or what an interrupted run has left of it."""
-    folder = work.folder / f"{arm}-seed{seed}"
+    settings, data = made.settings, made.data
+    folder = made.work.folder / f"{arm}-seed{seed}"
     if (folder / "trained.json").is_file():
         return Trained(**json.loads((folder / "trained.json").read_text()))
-    tuned = build_model(start, settings.head, data.task, seed)
+    tuned = build_model(made.start, settings.head, data.task, seed)
     tuned.loss.label_smoothing = settings.label_smoothing
     assert data.train.labels is not None
     tuned.loss.fit(torch.from_numpy(data.train.labels[data.train.rows]), settings.imbalance)
     model = Adapting(tuned, settings.method if arm == "adapted" else None)
     began = time.monotonic()
-    history = _train(name, settings, model, arm, seed, data, augments, work, tracked)
+    history = _train(made, model, arm, seed)
     seconds = time.monotonic() - began
     device = device_of(settings.machine)
     result = model.to(device).eval().result
@@ -248,25 +265,24 @@ def train_one(name: str, settings: DomainAdaptationRun, arm: str, seed: int, sta
         save_tuned(making / "model", result, data.target.contract, settings.head, data.task, {
             "domain": settings.domain, "temperature": fitted.value, "temperature_fit": plain(fitted),
             "reader": json.loads(reader.read_text()) if reader.is_file() else None,
-            "pool_groups": groups_seen_by(start, data), "provenance": provenance(settings, arm, seed, start, data, done)
-            | {"code": work.code, "domain_adaptation": name}})
+            "pool_groups": groups_seen_by(made.start, data), "provenance": provenance(made, arm, seed, done)})
         report.loss_curve(making / "loss.png", history)
         draw_features(making / "features.png", result, data, device, f"{arm}: pooled features")
         write_text(making / "trained.json", json.dumps(dataclasses.asdict(done)))
-    tracked.metrics({f"{arm}.seed{seed}.val_loss": loss}, step=done.steps)
+    made.tracked.metrics({f"{arm}.seed{seed}.val_loss": loss}, step=done.steps)
     return done
 
 
-def provenance(settings: DomainAdaptationRun, arm: str, seed: int, start: Start, data: TwoDomains,
-               done: Trained) -> dict[str, Any]:
+def provenance(made: Adaptation, arm: str, seed: int, done: Trained) -> dict[str, Any]:
     """Where a model comes from. `data` is the target, which it is meant for and may be tested on."""
+    settings, start, data = made.settings, made.start, made.data
     return {"arm": arm, "seed": seed, "learning_rate": settings.optimisation.learning_rate, "start": settings.start,
             "start_weights": start.record["weights_sha256"], **start.provenance(), "data": settings.data,
             "data_digest": data.target.prepared.digest, "labelled": settings.labelled,
             "labelled_digest": data.train.prepared.digest, "labelled_sources": list(settings.labelled_sources),
             "target_sources": list(settings.target_sources), "task": settings.task, "protocol": "full",
             "method": plain(settings.method) if arm == "adapted" else None, "steps": done.steps,
-            "val_loss": done.val_loss}
+            "val_loss": done.val_loss, "code": made.work.code, "domain_adaptation": made.name}
 
 
 def draw_features(path: Path, model: Tuned, data: TwoDomains, device: torch.device, title: str) -> None:
@@ -282,19 +298,19 @@ def draw_features(path: Path, model: Tuned, data: TwoDomains, device: torch.devi
                    ("first component", "second component"), title, equal=False)
 
 
-def _train(name: str, settings: DomainAdaptationRun, model: Adapting, arm: str, seed: int, data: TwoDomains,
-           augments: tuple[Any, Any], work: Work, tracked: Any) -> list[dict[str, float]]:
+def _train(made: Adaptation, model: Adapting, arm: str, seed: int) -> list[dict[str, float]]:
     """All steps; returns the points of the curves."""
+    settings, data, work = made.settings, made.data, made.work
     history: list[dict[str, float]] = []
 
     def losses(batch: Batch, chance: Chance) -> dict[str, Tensor]:
         if batch.target is not None:
-            return _of_masks(model, batch, data, augments, chance)
+            return _of_masks(made, model, batch, chance)
         pooled, said = both(model.tuned, batch.x, batch.known)
         own = {"task": model.tuned.loss(said, batch.labels)}
         if model.beside is None:
             return own
-        strong, weak = views_of_target(data, *augments, chance, batch.x.device)
+        strong, weak = views_of_target(data, made.augment, made.weak, chance, batch.x.device)
         theirs, heard = both(model.tuned, *strong)
         if isinstance(model.beside, DomainAdversary):
             return {**own, "domain": model.beside(pooled, theirs)}
@@ -303,15 +319,15 @@ def _train(name: str, settings: DomainAdaptationRun, model: Adapting, arm: str, 
     def log(step: int, numbers: dict[str, float]) -> None:
         shown = {**numbers, **(model.beside.shown() if model.beside else {})}
         history.append({"step": step, **numbers})
-        tracked.metrics({f"{arm}.seed{seed}.{key}": value for key, value in shown.items()}, step=step)
+        made.tracked.metrics({f"{arm}.seed{seed}.{key}": value for key, value in shown.items()}, step=step)
 
-    job = Job(model=model, losses=losses, source=data.train, augment=augments[0], optimisation=settings.optimisation,
+    job = Job(model=model, losses=losses, source=data.train, augment=made.augment, optimisation=settings.optimisation,
               machine=settings.machine, seed=seed, num_blocks=len(model.tuned.encoder.blocks), log=log,
               resume=work.folder / f"{arm}-seed{seed}.pt", after_step=model.after_step if model.beside else None,
               watch_state=lambda: {"history": history}, restore_watch=lambda state: history.extend(state["history"]),
-              title=f"domain_adaptation {name} {arm} seed {seed}")
+              title=f"domain_adaptation {made.name} {arm} seed {seed}")
     if seed == settings.seeds[0]:
-        announce(f"domain_adaptation {name} {arm}", job, num_samples=len(data.train.rows), repeats=len(settings.seeds))
+        announce(f"domain_adaptation {made.name} {arm}", job, num_samples=len(data.train.rows), repeats=len(settings.seeds))
     try:
         with with_memory_advice(settings.optimisation.batch_size, settings.machine.accumulate):
             fit(job)
@@ -322,14 +338,13 @@ def _train(name: str, settings: DomainAdaptationRun, model: Adapting, arm: str, 
     return history
 
 
-def _of_masks(model: Adapting, batch: Batch, data: TwoDomains, augments: tuple[Any, Any],
-              chance: Chance) -> dict[str, Tensor]:
+def _of_masks(made: Adaptation, model: Adapting, batch: Batch, chance: Chance) -> dict[str, Tensor]:
     """The losses of a task of masks."""
     own = {"task": model.tuned.mistakes(batch.x, batch.known, batch.labels, batch.target)}
     if model.beside is None:
         return own
     assert isinstance(model.beside, MaskedRepresentations)
-    seen, _ = views_of_target(data, *augments, chance, batch.x.device)
+    seen, _ = views_of_target(made.data, made.augment, made.weak, chance, batch.x.device)
     return {**own, "target": model.beside(model.tuned, *seen, chance)}
 
 
@@ -341,9 +356,9 @@ def both(model: Tuned, x: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]
     return model.head.pool(features), said
 
 
-def _publish(name: str, settings: DomainAdaptationRun, root: Path, trained: list[Trained], start: Start,
-             data: TwoDomains, work: Work) -> dict[str, Any]:
+def _publish(made: Adaptation, trained: list[Trained], root: Path) -> dict[str, Any]:
     """Copy the models of all arms and seeds; write summary and report."""
+    name, settings, start, data, work = made.name, made.settings, made.start, made.data, made.work
     chosen: dict[str, Any] = {}
     rate = settings.optimisation.learning_rate
     reports = root / "reports/domain_adaptation" / name

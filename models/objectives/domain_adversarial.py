@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-_SLOWLY = 0.05
-"""Share of a new batch in the running average that curves show."""
+from models.objectives.running_share import RunningShare
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ class DomainAdversary(nn.Module):
     """The network that tells the domains apart, behind a reversed gradient."""
 
     strength: Tensor
-    told: Tensor
 
     def __init__(self, settings: DomainAdversarial, width: int) -> None:
         super().__init__()
@@ -73,7 +71,7 @@ class DomainAdversary(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
                                     nn.Linear(hidden, 1))
         self.register_buffer("strength", torch.zeros(()))
-        self.register_buffer("told", torch.full((), 0.5))
+        self.told = RunningShare(0.5)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Pooled features B E of either domain -> scalar: how badly the domains are told apart. Its gradient teaches
@@ -81,14 +79,14 @@ class DomainAdversary(nn.Module):
         features = torch.cat([source, target])
         domain = torch.cat([source.new_zeros(len(source)), source.new_ones(len(target))])            # 2B
         guess = self.layers(reverse_gradient(features, self.strength))[:, 0]                         # 2B
-        with torch.no_grad():
-            self.told.lerp_(((guess > 0) == (domain > 0.5)).to(self.told.dtype).mean(), _SLOWLY)
+        self.told.note((guess > 0) == (domain > 0.5))
         return binary_cross_entropy_with_logits(guess, domain)
 
     def after_step(self, share: float) -> None:
-        """The strength of the next step's reversal."""
+        """The strength of the next step's reversal; share: of the steps that is done."""
         self.strength.fill_(self.settings.weight * strength_at(share, self.settings.sharpness))
+        self.told.settle()
 
     def shown(self) -> dict[str, float]:
         """For curves: which share of samples' domains is told right. 0.5: by chance, as is hoped for."""
-        return {"domains_told": float(self.told)}
+        return {"domains_told": float(self.told.value)}

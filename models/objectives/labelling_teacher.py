@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from models.heads.tuned import Tuned
 from models.objectives.averaged_teacher import AveragedTeacher
-
-_SLOWLY = 0.05
-"""Share of a new batch in the running average that curves show."""
+from models.objectives.running_share import RunningShare
 
 
 class LabellingTeacher(nn.Module):
@@ -18,7 +16,6 @@ class LabellingTeacher(nn.Module):
     updates: Tensor
     counts: Tensor
     """Scalar: 1 where the teacher's word counts, else 0."""
-    sure: Tensor
 
     def __init__(self, tuned: Tuned, momentum: float, begins: float) -> None:
         """momentum: share of the old weights in an update; smaller at first. begins: share of the steps before which
@@ -28,7 +25,7 @@ class LabellingTeacher(nn.Module):
         self.average = AveragedTeacher(tuned=tuned)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("counts", torch.tensor(float(begins == 0)))
-        self.register_buffer("sure", torch.zeros(()))
+        self.sure = RunningShare(0.0)
 
     @property
     def model(self) -> Tuned:
@@ -38,18 +35,14 @@ class LabellingTeacher(nn.Module):
         return averaged
 
     @torch.no_grad()
-    def note(self, sure: Tensor) -> None:
-        """Remember of what share of a batch's labels it was sure."""
-        self.sure.lerp_(sure.to(self.sure.dtype).mean(), _SLOWLY)
-
-    @torch.no_grad()
     def follow(self, tuned: Tuned, share: float) -> None:
         """After an update: the teacher comes after its student. share: of the steps that is done."""
         self.updates += 1
         momentum = min(self.momentum, 1 - 1 / (1 + float(self.updates)))
         self.average.follow(momentum, tuned=tuned)
         self.counts.fill_(float(share >= self.begins))
+        self.sure.settle()
 
     def shown(self) -> dict[str, float]:
         """For curves: the share of the target's labels that the teacher is sure of."""
-        return {"sure": float(self.sure)}
+        return {"sure": float(self.sure.value)}

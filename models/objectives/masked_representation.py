@@ -100,7 +100,7 @@ class MaskedRepresentations(nn.Module):
         sure = highest >= self.settings.threshold
         if known is not None:
             sure = sure & known.any(1)
-        self.teacher.note(sure)
+        self.teacher.sure.note(sure)
         return labels, sure
 
     def shown(self) -> dict[str, float]:

@@ -61,7 +61,7 @@ class PseudoLabels(nn.Module):
         with torch.no_grad():
             logits = self.teacher.model.predict(x, known).float()
             labels, sure = pseudo_labels(logits, self.kind, self.settings.threshold)
-            self.teacher.note(sure)
+            self.teacher.sure.note(sure)
         return self.settings.weight * self.teacher.counts * loss_of(said, labels, sure, self.kind)
 
     def shown(self) -> dict[str, float]:

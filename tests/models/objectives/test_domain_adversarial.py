@@ -53,3 +53,13 @@ def test_before_the_first_step_nothing_reaches_the_encoder():
 def test_settings_that_mean_nothing_are_refused(change):
     with pytest.raises(ValueError, match="domain_adversarial: found"):
         DomainAdversarial(**change)
+
+
+def test_curves_show_which_share_of_domains_is_told_right():
+    adversary = DomainAdversary(DomainAdversarial(hidden=7), 4)
+    for layer in adversary.layers[::2]:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+    adversary(torch.randn(3, 4), torch.randn(1, 4))  # all are taken for the target: one in four is told right
+    adversary.after_step(0.1)
+    assert adversary.shown() == {"domains_told": pytest.approx(0.95 * 0.5 + 0.05 * 0.25)}
