@@ -327,7 +327,8 @@ def _train(made: Adaptation, model: Adapting, arm: str, seed: int) -> list[dict[
               watch_state=lambda: {"history": history}, restore_watch=lambda state: history.extend(state["history"]),
               title=f"domain_adaptation {made.name} {arm} seed {seed}")
     if seed == settings.seeds[0]:
-        announce(f"domain_adaptation {made.name} {arm}", job, num_samples=len(data.train.rows), repeats=len(settings.seeds))
+        announce(f"domain_adaptation {made.name} {arm}", job, num_samples=len(data.train.rows),
+                 repeats=len(settings.seeds))
     try:
         with with_memory_advice(settings.optimisation.batch_size, settings.machine.accumulate):
             fit(job)
