@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from domains.contract import Contract, ContractMismatch
 from domains.store import Prepared
 from models.encoder.chance import Chance, chance_of, key_of, uniform
 from pipelines.training.crops import around_a_class
+
+if TYPE_CHECKING:  # pretraining loads no masks, and a change to how they are read re-runs none
+    from pipelines.training.true_masks import TrueMasks
 
 _FETCH, _AUGMENT, _SHUFFLE, _AROUND = 1, 2, 3, 4  # streams of chance
 
@@ -105,10 +108,8 @@ class Source:
     """n L over the whole index, NaN unknown."""
     change: Callable[[int, np.ndarray], np.ndarray] | None = None
     """(row, stored sample) -> what is to be seen in its place; None: the sample itself."""
-    masks: Callable[[int], np.ndarray] | None = None
-    """Row -> its true mask at the stored size, uint8 classes, of a segmentation task; None without one."""
-    num_classes: int = 0
-    """Of the masks, background included."""
+    masks: TrueMasks | None = None
+    """Of a segmentation task; None without one."""
     around: float = 0.0
     """Share of training crops that are placed around a pixel of a class; the others lie anywhere. Not of points."""
 
@@ -140,7 +141,8 @@ class Source:
         if self.masks is None:
             return None
         return torch.from_numpy(np.stack([
-            self.code.dataset.fetch_mask(self.masks(int(row)), self.contract, None if draws is None else draws[i])
+            self.masks.class_of(int(row))[self.code.dataset.fetch_mask(
+                self.masks.stored(int(row)), self.contract, None if draws is None else draws[i])]
             for i, row in enumerate(rows)]))
 
     def normalise(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -190,11 +192,12 @@ class TrainingBatches:
     def _draws(self, ids: Tensor, epochs: Tensor, step: int, micro: int) -> np.ndarray:
         chance = chance_of(self.seed, step, micro, ids, epochs)
         draws: np.ndarray = chance.uniform(self.source.code.dataset.NUM_FETCH_DRAWS, _FETCH).numpy()
-        if self.source.masks is not None and self.source.around and len(self.source.contract.size) > 1:
+        masks, size = self.source.masks, self.source.contract.size
+        if masks is not None and self.source.around and len(size) > 1:
             which = chance.uniform(3, _AROUND).numpy()
             for i in np.flatnonzero(which[:, 0] < self.source.around):
-                draws[i] = around_a_class(self.source.masks(int(ids[i])), self.source.contract.size, draws[i],
-                                          which[i, 1:])
+                row = int(ids[i])
+                draws[i] = around_a_class(masks.stored(row), masks.numbers_held(row), size, draws[i], which[i, 1:])
         return draws
 
     def _samples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +231,8 @@ def on_device(source: Source, raw: RawBatch, seed: int, augment: Any, device: to
         draws = chance.uniform(source.code.augment.NUM_DRAWS, _AUGMENT)
         x, known = source.code.augment.augment(x, known, draws, augment, source.contract.names)
         if target is not None:
-            target = source.code.augment.move_mask(target, source.num_classes, draws, augment)
+            assert source.masks is not None, "they are its own"
+            target = source.code.augment.move_mask(target, source.masks.num_classes, draws, augment)
     return Batch(x, known, raw.labels.to(device, non_blocking=True), ids, target), chance
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from domains.store import Prepared
-from pipelines.training.true_masks import true_mask
+from pipelines.training.true_masks import TrueMasks
 
 
 def labelled_rows(prepared: Prepared, data: str, task: str, share: float = 1.0,
@@ -43,7 +43,8 @@ def what_rows_hold(prepared: Prepared, task: str, rows: np.ndarray) -> np.ndarra
     labels: np.ndarray = prepared.labels(task)[rows]
     if prepared.contract.tasks[task].kind != "segmentation":
         return labels
-    held = np.stack([np.isin(np.arange(1, labels.shape[1] + 1), true_mask(prepared, task, int(row))) for row in rows])
+    masks = TrueMasks(prepared, task)
+    held = np.stack([masks.held(int(row)) for row in rows])
     return np.where(np.isnan(labels), np.nan, held).astype(np.float32)
 
 

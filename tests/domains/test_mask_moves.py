@@ -84,9 +84,8 @@ def test_a_crop_around_a_class_holds_it_and_is_placed_by_the_draws_alone():
     fetch = domain_code("medical").dataset.fetch_mask
     seen = []
     for draws, which in zip(rng.uniform(size=(200, 3)), rng.uniform(size=(200, 2)), strict=True):
-        crop = fetch(mask, contract, around_a_class(mask, contract.size, draws, which))
+        crop = fetch(mask, contract, around_a_class(mask, np.array([1, 2]), contract.size, draws, which))
         assert crop.any()
         seen.append(1 in crop)
     assert 60 < sum(seen) < 140, "a single voxel is drawn as often as the larger thing"
-    empty = np.zeros_like(mask)
-    assert (around_a_class(empty, contract.size, draws, which) == draws).all()
+    assert (around_a_class(mask, np.array([], int), contract.size, draws, which) == draws).all()

@@ -9,6 +9,7 @@ import pytest
 
 from domains.store import open_prepared
 from pipelines.training.label_budget import label_order, what_rows_hold, within_budget
+from pipelines.training.true_masks import true_mask
 from pipelines.verdicts.label_efficiency import Curve, Worth, gain, gains, rise, worth
 from tests.pipelines.mask_data import prepare_masks
 
@@ -88,6 +89,16 @@ def test_numbers_are_spread_over_budgets_by_quarters():
     ages = np.linspace(20, 80, 40, dtype=np.float32)[:, None]
     first = label_order(groups, ages, seed=0)[:4]
     assert {int(groups.tolist().index(name) // 10) for name in first} == {0, 1, 2, 3}
+
+
+def test_a_mask_is_looked_through_once_however_often_it_is_asked_what_it_holds(tmp_path, monkeypatch):
+    prepared = open_prepared(prepare_masks(tmp_path / "x", count=24))
+    rows, read = prepared.rows(task="discs"), []
+    by_hand = [[number in true_mask(prepared, "discs", int(row)) for number in (1, 2)] for row in rows]
+    real = type(prepared).mask
+    monkeypatch.setattr(type(prepared), "mask", lambda self, i: read.append(i) or real(self, i))
+    first, again = (what_rows_hold(prepared, "discs", rows) for _ in range(2))
+    assert np.array_equal(first, by_hand) and np.array_equal(again, by_hand) and sorted(read) == rows.tolist()
 
 
 def test_a_budget_of_masks_holds_samples_with_and_without_a_class_in_proportion(tmp_path):
