@@ -1,0 +1,108 @@
+"""What a verdict says of every kind of task beside scores made by hand: numbers whose error is to be low, findings of
+which some are unknown, masks as counts, scores that are all alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from domains.sample import Task
+from pipelines.settings import build
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.verdict import VerdictRun
+from pipelines.verdicts.cells import Cell, Told
+from pipelines.verdicts.verdict_answer import answer_of
+from pipelines.verdicts.verdict_report import Answer
+
+ROWS, GROUPS = 80, 40
+TASKS = {"regression": Task("regression", ("size", "age")), "multi_label": Task("multi_label", ("p", "q")),
+         "segmentation": Task("segmentation", (), ("background", "disc"))}
+RUN = FinetuneRun(domain="medical", data="d", task="t", start="artifacts/pretrain/p")
+NOISE = {"scratch": 1.0, "pretrained full": 0.3}
+
+
+def problem(kind: str) -> tuple[np.ndarray, dict[tuple[str, float, int], np.ndarray]]:
+    """Labels, some unknown, and what each way says with each budget and seed; pretrained is nearer to the truth."""
+    rng = np.random.default_rng(0)
+    labels = (np.ones((ROWS, 1)) if kind == "segmentation" else rng.integers(0, 2, (ROWS, 2)).astype(float)
+              if kind == "multi_label" else rng.normal(5, 2, (ROWS, 2)))
+    labels[::7, 0] = np.nan
+    size = np.where(np.arange(ROWS) % 5, rng.integers(20, 40, ROWS), 0)
+    told = {}
+    for way, noise in NOISE.items():
+        for budget in (0.5, 1.0):
+            for seed in (0, 1, 2):
+                error = noise * (1.5 - budget / 2) * rng.normal(size=(ROWS, 2))
+                if kind == "segmentation":
+                    missed = np.minimum(size, np.abs(error[:, 0] * 10).astype(int))
+                    told[way, budget, seed] = np.stack([size - missed, np.abs(error[:, 1] * 10).astype(int), missed], 1)
+                elif kind == "multi_label":
+                    told[way, budget, seed] = 1 / (1 + np.exp(-(2 * np.nan_to_num(labels) - 1 + 2 * error)))
+                else:
+                    told[way, budget, seed] = np.nan_to_num(labels) + error
+    return labels, told
+
+
+def by_hand(kind: str, labels: np.ndarray, predicted: np.ndarray) -> float:
+    known = ~np.isnan(labels)
+    if kind == "regression":
+        return float(np.mean([np.abs(predicted[known[:, k], k] - labels[known[:, k], k]).mean() for k in (0, 1)]))
+    if kind == "multi_label":
+        return float(np.mean([roc_auc_score(labels[known[:, k], k], predicted[known[:, k], k]) for k in (0, 1)]))
+    hit, wrong, missed = predicted[known[:, 0]].T
+    held = hit + missed > 0
+    return float((2 * hit[held] / (2 * hit + wrong + missed)[held]).mean())
+
+
+def answered(kind: str, labels: np.ndarray, told: dict[tuple[str, float, int], np.ndarray]) -> Answer:
+    columns = {"group": [f"g{row % GROUPS}" for row in range(ROWS)]}
+    known = np.flatnonzero(~np.isnan(labels).all(axis=1))
+    prepared: Any = SimpleNamespace(contract=SimpleNamespace(tasks={"t": TASKS[kind]}, kind="xray"),
+                                    rows=lambda **which: known, labels=lambda task: labels, column=columns.__getitem__)
+    cells = {}
+    for (way, budget, seed), predicted in told.items():
+        arm, _, adaptation = way.partition(" ")
+        numbers = {"val_loss": NOISE[way], "learning_rate": 1e-3, "steps": 3, "seconds": 1.0, "trained": 1,
+                   "weights": 1, "groups": round(20 * budget)}
+        cells[Cell(arm, adaptation or "full", budget, seed, RUN)] = Told(predicted[known], numbers)
+    settings = build(VerdictRun, {"domain": "medical", "data": "d", "task": "t", "budgets": [0.5, 1.0],
+                                  "resamples": 200, "arms": {"pretrained": "artifacts/pretrain/p"}}, "verdict.v")
+    starts: Any = {"pretrained": SimpleNamespace(record={})}
+    return answer_of("v", settings, prepared, cells, Path("nowhere"), starts)
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_a_gain_is_the_mean_difference_of_scores_made_by_hand_and_above_zero_where_it_is_better(kind: str) -> None:
+    labels, told = problem(kind)
+    answer = answered(kind, labels, told)
+    mean = {way: np.mean([by_hand(kind, labels, one) for (own, _, _), one in told.items() if own == way])
+            for way in NOISE}
+    sign = -1 if kind == "regression" else 1
+    gain = answer.gains["pretrained full"]
+    assert gain.value == pytest.approx(sign * (mean["pretrained full"] - mean["scratch"])) and gain.value > 0
+    assert gain.verdict == "helped" and "better by +" in answer.sentence("pretrained full")
+    for (way, budget), at in {(way, budget): i for way in NOISE for i, budget in enumerate((0.5, 1.0))}.items():
+        scores = [by_hand(kind, labels, one) for (own, share, _), one in told.items() if (own, share) == (way, budget)]
+        assert answer.ways[way].scores[at].value == pytest.approx(np.mean(scores))
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_ways_that_say_the_same_are_no_difference(kind: str) -> None:
+    labels, told = problem(kind)
+    alike = {(way, budget, seed): told["scratch", budget, seed] for way, budget, seed in told}
+    gain = answered(kind, labels, alike).gains["pretrained full"]
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0) and gain.verdict == "no difference"
+
+
+def test_an_outcome_that_no_tested_row_has_is_not_estimable_and_not_no_difference() -> None:
+    labels, told = problem("multi_label")
+    labels[~np.isnan(labels)] = 1
+    answer = answered("multi_label", labels, told)
+    assert answer.gains["pretrained full"].verdict == "not estimable"
+    assert answer.sentence("pretrained full").endswith("the test rows lack an outcome.")
+    assert not any(key.startswith("pretrained full.gain.") for key in answer.flat())
