@@ -5,6 +5,7 @@ resumes a stale run; it is outside DVC's outputs, which DVC deletes before a sta
 from __future__ import annotations
 
 import hashlib
+import importlib
 import shutil
 import sys
 from collections.abc import Iterable
@@ -72,6 +73,7 @@ def work_folder(root: Path, stage: str, name: str, parts: list[Any], despite_cod
         parts: what must be equal for a resume: settings, digest of the data, hash of the start.
         despite_code_change: take up the work of other code too, if there is none of this.
     """
+    importlib.import_module("pipelines.training.training_module")  # loaded when training begins: its code counts too
     code = code_hash()
     about = fingerprint(*parts)
     home = root / ".work" / stage

@@ -1,4 +1,4 @@
-"""One training: its settings, and the Trainer that it runs in.
+"""One training: its settings, and what runs it.
 
 Every step seeds the generators from (seed, step, micro-batch, rank), takes its batch from (seed, step), and the resume
 state is the step, the weights and the optimiser: a killed run that resumes ends with the weights of one that was not.
@@ -6,31 +6,24 @@ state is the step, the weights and the optimiser: a killed run that resumes ends
 
 from __future__ import annotations
 
-import logging
 import pickle
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import lightning
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from models.encoder.chance import Chance
 from pipelines.training.bad_steps import NotFinite, SkippedStep
 from pipelines.training.batches import Batch, RawBatch, Source, TrainingBatches
 from pipelines.training.prefetch import ahead
-from pipelines.training.processes import started
-from pipelines.training.sharding import copied_parts
-from pipelines.training.training_module import Training
 
-# Lightning greets every Trainer with a dozen lines and an advertisement; a stage makes many Trainers.
-for _name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+if TYPE_CHECKING:
+    from pipelines.training.training_module import Training
 
 MOST_AHEAD = 16
 """Batches; each one that waits takes its memory."""
@@ -173,6 +166,9 @@ def fit(job: Job) -> int:
         NotFinite: on losses or gradients that are not finite, again and again.
         DiskFull, Unwritable: the resume state cannot be saved; the last one is kept.
     """
+    # Lightning takes seconds to load: whoever only asks for settings, or is refused, does not wait for it
+    from pipelines.training.sharding import copied_parts
+    from pipelines.training.training_module import Training, make_trainer
     machine, plan = job.machine, job.optimisation
     resumed = _left_by_a_killed_run(job.resume) if job.resume and job.resume.exists() else None
     start = 0 if resumed is None else int(resumed["step"])
@@ -245,21 +241,6 @@ def _left_by_a_killed_run(path: Path) -> dict[str, Any]:
                          "and numbers. It is damaged, or not ours. Remedy: remove it; the run then begins anew."
                          ) from error
     return state
-
-
-def make_trainer(machine: Machine, plan: Optimisation, steps: int) -> lightning.Trainer:
-    """A Trainer out of settings. Its own checkpoints and loggers are off: resume state and tracking are ours."""
-    devices, num_nodes = started(machine.devices, machine.num_nodes)
-    strategy: Any = machine.strategy
-    if strategy == "fsdp":
-        strategy = ModelParallelStrategy(data_parallel_size=devices * num_nodes, tensor_parallel_size=1)
-    if strategy == "auto" and devices * num_nodes > 1:
-        strategy = "ddp"
-    return lightning.Trainer(
-        accelerator=machine.accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy,
-        precision=precision_of(machine), max_steps=steps, max_epochs=-1, accumulate_grad_batches=machine.accumulate,
-        gradient_clip_val=plan.clip or None, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0)
 
 
 def precision_of(machine: Machine) -> Any:

@@ -1,4 +1,5 @@
-"""The one LightningModule: sums the losses, leaves bad updates out, logs, validates, saves.
+"""The one LightningModule, which sums the losses, leaves bad updates out, logs, validates and saves; and its Trainer.
+The only import of lightning, which takes seconds: it is loaded when a training begins.
 
 An update that is not finite is left out (pipelines/training/bad_steps.py); the state to go back to when that
 happens too often is taken at fixed steps, so that it is a function of the step as well, and is part of the resume
@@ -13,10 +14,11 @@ import logging
 import sys
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -24,11 +26,14 @@ from domains.publish import write_bytes
 from models.encoder.chance import key_of, seed_dropout
 from pipelines.training.bad_steps import SHOWN, NotFinite, Running, SkippedStep, Verdict, is_bad, sentence, skipped
 from pipelines.training.batches import RawBatch, on_device
+from pipelines.training.processes import started
 from pipelines.training.schedule import learning_rate_share, make_optimiser, parameter_groups
 from pipelines.training.sharding import gather, shard, spread, whole
+from pipelines.training.training import Job, Machine, Optimisation, precision_of
 
-if TYPE_CHECKING:
-    from pipelines.training.training import Job
+# Lightning greets every Trainer with a dozen lines and an advertisement; a stage makes many Trainers.
+for _name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 log = logging.getLogger(__name__)
 
@@ -280,3 +285,18 @@ def on_host(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(on_host(value) for value in state)
     return state.detach().to("cpu", copy=True) if isinstance(state, Tensor) else state
+
+
+def make_trainer(machine: Machine, plan: Optimisation, steps: int) -> lightning.Trainer:
+    """A Trainer out of settings. Its own checkpoints and loggers are off: resume state and tracking are ours."""
+    devices, num_nodes = started(machine.devices, machine.num_nodes)
+    strategy: Any = machine.strategy
+    if strategy == "fsdp":
+        strategy = ModelParallelStrategy(data_parallel_size=devices * num_nodes, tensor_parallel_size=1)
+    if strategy == "auto" and devices * num_nodes > 1:
+        strategy = "ddp"
+    return lightning.Trainer(
+        accelerator=machine.accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy,
+        precision=precision_of(machine), max_steps=steps, max_epochs=-1, accumulate_grad_batches=machine.accumulate,
+        gradient_clip_val=plan.clip or None, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, use_distributed_sampler=False, num_sanity_val_steps=0)
