@@ -14,16 +14,24 @@ SPLITS: tuple[Split, ...] = ("train", "unlabelled")
 """What may be learnt from without labels."""
 
 
-def pool_rows(prepared: Prepared, sources: tuple[str, ...], splits: tuple[Split, ...] = SPLITS) -> np.ndarray:
+def pool_rows(prepared: Prepared, sources: tuple[str, ...], splits: tuple[Split, ...] = SPLITS,
+              chosen_by: str = "`splits` and `sources`") -> np.ndarray:
     """Rows for self-supervision: training and unlabelled, no group of a validation or test row, of these sources and
-    splits. Raises ValueError where there is none."""
+    splits.
+
+    Args:
+        chosen_by: the settings of the run that say which, for the message.
+
+    Raises:
+        ValueError: there is none.
+    """
     rows = np.intersect1d(prepared.pool(), prepared.rows(split=list(splits)))
     if sources:
         rows = np.intersect1d(rows, prepared.rows(source=list(sources)))
     if not len(rows):
         raise ValueError(f"pool of {prepared.folder.name}: found no sample of splits {', '.join(splits)}"
                          f"{' and sources ' + ', '.join(sources) if sources else ''} to learn from, expected some. "
-                         "Remedy: name others under `splits` and `sources`, or ingest files without a label too.")
+                         f"Remedy: name others under {chosen_by}, or ingest files without a label too.")
     return rows
 
 

@@ -66,11 +66,7 @@ def two_domains(labelled: Prepared, target: Prepared, start: Start, domain: str,
     code = domain_code(domain, labelled.contract)
     labels = labelled.labels(task)
     train, val = (_of_sources(labelled, rows, sources[0], names[0]) for rows in labelled_rows(labelled, names[0], task))
-    pool = pool_rows(target, sources[1])
-    if len(pool) == 0:
-        raise ValueError(f"target_sources: found no training or unlabelled row of {names[1]} in "
-                         f"{', '.join(sources[1]) or 'any source'}, expected some. Look at `lacuna describe` for how "
-                         "many rows each split and source has.")
+    pool = pool_rows(target, sources[1], chosen_by="`target_sources`")
     own, other = start.contract, adopt(target.contract, start.contract)
     return TwoDomains(with_masks(Source(labelled, own, code, train, labels), task),
                       with_masks(Source(labelled, own, code, val, labels), task),

@@ -222,7 +222,7 @@ def test_domains_that_do_not_fit_one_contract_are_refused(project):
 @pytest.mark.parametrize(("changes", "said"), [
     ({"task": "dark"}, "task: found dark, expected one of bright"),
     ({"labelled_sources": ["c"]}, "labelled_sources: found no labelled"),
-    ({"target_sources": ["c"]}, "target_sources: found no training or unlabelled row of films in c")],
+    ({"target_sources": ["c"]}, "pool of films: found no sample .* sources c .* others under `target_sources`")],
     ids=["task", "labelled", "target"])
 def test_rows_that_are_not_there_are_missed_in_a_sentence(project, changes, said):
     with pytest.raises(ValueError, match=said):
