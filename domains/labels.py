@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -46,6 +46,18 @@ def _float(text: str) -> float | None:
     return float(text) if NUMBER.fullmatch(text) else None
 
 
+def spelt_alike(texts: Iterable[str]) -> list[tuple[str, ...]]:
+    """Different texts that are one but for capitals, separators or leading zeros: ("P_007", "p-7"). In order."""
+    first: dict[str, str] = {}
+    alike: dict[str, dict[str, None]] = {}
+    for text in dict.fromkeys(texts):
+        plain = re.sub(r"[\s_.-]+", " ", text).strip().casefold()
+        plain = re.sub(r"(?<!\d)0+(?=\d)", "", plain)
+        if first.setdefault(plain, text) != text:
+            alike.setdefault(plain, {first[plain]: None})[text] = None
+    return [tuple(spellings) for spellings in alike.values()]
+
+
 def resolve(task: Task, rows: Sequence[ManifestRow], quote: bool = True) -> Task:
     """The task with its classes: as given, or the sorted values of the training split.
 
@@ -71,6 +83,12 @@ def resolve(task: Task, rows: Sequence[ManifestRow], quote: bool = True) -> Task
     if len(train) < 2:
         raise LabelError(f"column {task.columns[0]}: found {len(train)} classes in the training split, expected at "
                          "least 2. Remedy: check the task's column, sources and where.")
+    twice = spelt_alike(sorted({text for text in texts if text}))
+    if twice:
+        shown = ": " + "; ".join(" and ".join(map(repr, spellings)) for spellings in twice[:3]) if quote else ""
+        raise LabelError(f"column {task.columns[0]}: found {len(twice)} classes written in more than one way{shown}. "
+                         "Expected one spelling of each. Remedy: correct the column, or list the task's `classes` if "
+                         "these differ on purpose.")
     return dataclasses.replace(task, classes=tuple(train))
 
 

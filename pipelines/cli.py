@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import traceback
@@ -102,7 +101,10 @@ STAGES = {
 def _folder_options(sub: argparse.ArgumentParser) -> None:
     own = sub.add_argument_group("your own folder (with medical, satellite or pointcloud instead of NAME)")
     own.add_argument("--data", type=Path, help="folder with the files, or with one folder per class")
-    own.add_argument("--labels", type=Path, help="CSV manifest: path, group, optional split, source, label columns")
+    own.add_argument("--labels", type=Path, metavar="CSV",
+                     help="table with a row per file: its name, the patient, scene or object that it is of, labels; "
+                          "optional: split, source, mask_path")
+    _column_options(own)
     own.add_argument("--label", action="append", default=[], metavar="COLUMN",
                      help="label column; several for multi-label (default: `label`)")
     own.add_argument("--task", choices=["single_label", "multi_label", "regression", "segmentation"],
@@ -117,6 +119,14 @@ def _folder_options(sub: argparse.ArgumentParser) -> None:
     own.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
                      help="change any setting by its dotted path: read.size=[64,64], optimisation.batch_size=16")
     own.add_argument("--name", default=None, help="name of the run (default: by folder and labels)")
+
+
+def _column_options(own: Any) -> None:
+    own.add_argument("--files", default="", metavar="COLUMN",
+                     help="the table's column that names the files (default: the one whose cells do)")
+    own.add_argument("--group", default="", metavar="COLUMN",
+                     help="its column that says whose they are: patient, scene or object, which a split never cuts "
+                          "(default: the one with such a heading)")
 
 
 def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -161,7 +171,10 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--checksums", default="", metavar="FILE",
                      help="sums to compare an address's files with: a file here, or below the address")
     sub = command("init", _init, "look at a folder and write a manifest and the params.yaml paragraph to start from")
-    sub.add_argument("folder", type=Path)
+    sub.add_argument("folder", type=Path, metavar="DIR", help="folder with images, volumes, scenes or point clouds")
+    sub.add_argument("--labels", type=Path, default=None, metavar="CSV",
+                     help="your table of labels, with headings of its own (default: the one .csv in DIR)")
+    _column_options(sub)
     sub.add_argument("--out", type=Path, default=Path(), help="where to write them (default: here)")
     command("doctor", _doctor, "check this machine")
     command("sync", _sync, "send to MLflow what could not be sent while it was down")
@@ -336,8 +349,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _init(options: argparse.Namespace) -> None:
     from pipelines.commands.init import init
-    result = init(options.folder, options.out)
-    print(result if isinstance(result, str) else json.dumps(result, indent=2, default=str))
+    print(init(options.folder, options.out, options.labels, options.files, options.group))
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -15,10 +15,14 @@ from typing import Any
 
 import yaml
 
+from domains.manifest import ManifestError
 from domains.publish import write_text
 from pipelines import evaluate, finetune, ingest
-from pipelines.commands.init import READ, Layout, look, table_of
+from pipelines.cli import print_result
+from pipelines.commands.init import READ, reader_lines, table_of
+from pipelines.commands.layout import Layout, look
 from pipelines.commands.mask_classes import numbers_in_masks, task_of
+from pipelines.commands.own_table import MANIFESTS, manifest_of, read_table
 from pipelines.settings import SettingsError, build, changes_of
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.weights.checkpoints import SCRATCH, is_scratch, read_record
@@ -50,29 +54,33 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
                             f"lacuna finetune {options.run} --data DIR --labels CSV.")
     start = SCRATCH if options.start is None or is_scratch(options.start) else str(Path(options.start).resolve())
     record = {} if start == SCRATCH else read_record(Path(start))
-    layout = look(options.data) if options.labels is None else None
+    changes = changes_of(options.changes)
+    layout, told, header = _table(options, changes)
     kind = options.kind or (record.get("reader") or {}).get("kind") or _kind(options, layout)
     if kind not in KINDS[options.run]:
         raise SettingsError(f"{options.data}: found files of kind {kind}, expected {' or '.join(KINDS[options.run])} "
                             f"for `lacuna finetune {options.run}`. Name another domain, or say --kind.")
-    masks = _masks(options, layout)
+    # Masks are learnt when that is asked for, or when they are all that is there.
+    masks = options.task == "segmentation" if options.task or options.label else MASKS in header and (
+        "label" not in header or options.labels is None)
     columns = options.label or (["mask"] if masks else ["label"])
     name = options.name or _slug(f"{options.data.resolve().name}_{'_'.join(columns)}")
-    changes = changes_of(options.changes)
-    if masks and layout is not None:
-        options.labels = root / "data/manifests" / f"{name}.csv"
-        write_text(options.labels, table_of(layout))
-        print("\n".join([*layout.said, f"Manifest with {len(layout.paths)} rows: {options.labels}"]))
+    if told and (masks or options.labels is not None):
+        text, said = told
+        options.labels = root / MANIFESTS / f"{name}.csv"
+        write_text(options.labels, text)
+        print("\n".join([*said, f"Manifest with {text.count(chr(10)) - 1} rows: {MANIFESTS}/{name}.csv"]))
     paragraphs = {"ingest": {name: _data_paragraph(options, kind, columns, record, changes, masks)},
                   "finetune": {name: _tuning_paragraph(options, kind, name, start, changes, masks)},
                   "evaluate": {name: {"domain": options.run, "finetune": name}}}
     _refuse_unused(changes)
-    text = yaml.safe_dump(paragraphs, sort_keys=False)
-    print(f"# settings of this run, as params.yaml would have them\n{text}")
     data_run = build(ingest.DataRun, paragraphs["ingest"][name], f"ingest.{name}")
     tuning = build(FinetuneRun, paragraphs["finetune"][name], f"finetune.{name}")
     scoring = build(evaluate.EvaluateRun, paragraphs["evaluate"][name], f"evaluate.{name}")
-    ingest.run(name, data_run, root)
+    text = yaml.safe_dump(paragraphs, sort_keys=False, default_flow_style=None, width=120)
+    print(f"# settings of this run, as params.yaml would have them\n{text}", flush=True)
+    write_text(root / MANIFESTS / f"{name}.yaml", text)  # `lacuna where` needs it, also of a run that failed
+    print_result("ingest", name, ingest.run(name, data_run, root), root)
     finetune.run(name, tuning, root)
     evaluate.run(name, scoring, root)
     write_text(root / "reports/evaluate" / name / "params.yaml", text)
@@ -83,21 +91,30 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
           f"predict    lacuna predict artifacts/finetune/{name}/<arm>/seed0 FILE... --out DIR")
 
 
+def _table(options: argparse.Namespace, changes: dict[str, Any]
+           ) -> tuple[Layout | None, tuple[str, list[str]] | None, list[str]]:
+    """What the folder's names say, where that is needed; the manifest that is to be written, with sentences on it,
+    unless --labels is one as it is; its headings."""
+    if options.labels is None:
+        if options.label:
+            raise SettingsError(f"--label {options.label[0]}: found no --labels, expected the table that has this "
+                                f"column: --labels CSV --label {options.label[0]}. Without one each folder is a class.")
+        layout = look(options.data)
+        text = table_of(layout)
+        return layout, (text, layout.said), ["label", *([MASKS] if any(layout.masks) else [])]
+    table = read_table(options.labels)
+    told = any(key.split(".")[0] == "files" for key in changes)
+    if told or (table.is_manifest and not options.files and not options.group):
+        return None, None, table.header
+    layout = look(options.data)
+    text, said = manifest_of(table, layout, options.files, options.group)
+    return layout, (text, said), text.partition("\n")[0].split(",")
+
+
 def _kind(options: argparse.Namespace, layout: Layout | None) -> str:
     """By the folder's names; where a manifest says which files count, by the domain if that has one kind alone."""
     kinds = KINDS[options.run]
     return kinds[0] if layout is None and len(kinds) == 1 else (layout or look(options.data)).kind
-
-
-def _masks(options: argparse.Namespace, layout: Layout | None) -> bool:
-    """Whether masks are to be learnt: when that is asked for, or when masks are all that is there."""
-    if options.task or options.label:
-        return bool(options.task == "segmentation")
-    if layout is not None:
-        return any(layout.masks)
-    with options.labels.open(newline="", encoding="utf-8-sig") as file:
-        header = csv.DictReader(file).fieldnames or []
-    return MASKS in header and "label" not in header
 
 
 def _mask_task(options: argparse.Namespace, read: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +133,7 @@ def _mask_task(options: argparse.Namespace, read: dict[str, Any]) -> dict[str, A
 def _data_paragraph(options: argparse.Namespace, kind: str, columns: list[str], record: dict[str, Any],
                     changes: dict[str, Any], masks: bool) -> dict[str, Any]:
     """Reader settings are the start's, so that its contract holds; otherwise what `lacuna init` would suggest."""
-    read = record.get("reader") or yaml.safe_load("\n".join(READ[kind]))["read"]
+    read = record.get("reader") or yaml.safe_load("\n".join(_reader_lines(options, kind)))["read"]
     manifest = "" if options.labels is None else str(options.labels.resolve())
     paragraph: dict[str, Any] = {
         "domain": options.run, "files": {"folder": str(options.data.resolve()), "manifest": manifest},
@@ -132,6 +149,15 @@ def _data_paragraph(options: argparse.Namespace, kind: str, columns: list[str], 
         print("no --labels: one class per folder, and every file is its own group. If a patient, scene or object has "
               "several files, write a manifest with a group column (`lacuna init` begins one): otherwise splits leak.")
     return _apply(paragraph, changes, OF_INGEST)
+
+
+def _reader_lines(options: argparse.Namespace, kind: str) -> list[str]:
+    """By what lies in the folder; by the kind alone where it holds files of other sorts, as arrays."""
+    try:
+        layout = look(options.data)
+    except ManifestError:
+        return READ[kind]
+    return reader_lines(layout) if layout.kind == kind else READ[kind]
 
 
 def _tuning_paragraph(options: argparse.Namespace, kind: str, name: str, start: str,

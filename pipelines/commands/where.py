@@ -17,6 +17,7 @@ from domains.pseudonyms import Key, read_key
 from domains.sample import ManifestRow
 from domains.splits import pseudonym
 from pipelines import ingest
+from pipelines.commands.own_table import MANIFESTS
 from pipelines.ingest import QUARANTINE, DataRun
 from pipelines.intake.remote import Source, is_url
 from pipelines.settings import SettingsError, build, load_run
@@ -47,7 +48,7 @@ def where(name: str, codes: Sequence[str], root: Path) -> str:
 
 def _settings(name: str, root: Path) -> DataRun:
     """Of params.yaml, or of a run that `lacuna finetune DOMAIN` made of somebody's folder."""
-    saved = root / "reports/evaluate" / name / "params.yaml"
+    saved = root / MANIFESTS / f"{name}.yaml"
     try:
         return load_run("ingest", name, DataRun, root)
     except SettingsError:

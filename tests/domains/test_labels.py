@@ -68,6 +68,16 @@ def test_a_value_that_is_no_class_is_unknown_and_counted() -> None:
     assert labels.other_values(task, given) == {"c": 2}
 
 
+def test_a_class_in_two_spellings_is_refused_unless_classes_are_listed() -> None:
+    task, texts = Task("single_label", ("y",)), ["yes", "no", "Yes", "no"]
+    with pytest.raises(LabelError, match="more than one way: 'Yes' and 'yes'"):
+        labels.resolve(task, rows(texts))
+    with pytest.raises(LabelError, match=r"more than one way\. Expected"):
+        labels.resolve(task, rows(texts), quote=False)
+    listed = dataclasses.replace(task, classes=("no", "yes"))
+    assert labels.resolve(listed, rows(texts)).classes == ("no", "yes")
+
+
 def test_a_class_that_no_row_has_is_refused() -> None:
     with pytest.raises(LabelError, match="found no row of class bengin"):
         labels.resolve(Task("single_label", ("y",), ("bengin", "malign")), rows(["benign", "malign"]))

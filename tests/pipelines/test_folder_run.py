@@ -69,6 +69,27 @@ def test_what_cannot_be_used_is_said_in_a_sentence(films, capsys, arguments, sai
     assert said in error and "Traceback" not in error
 
 
+def test_a_table_with_other_headings_is_taken_and_its_run_can_be_asked_for_names(films, capsys):
+    lines = Path("labels.csv").read_text().replace("path,group", "File;Patient", 1).replace(",", ";")
+    Path("labels.csv").write_text(lines)
+    (films / "7.png").write_bytes(b"no picture")
+    assert tune("--label", "ill", "--name", "mine", "--set", "bad_files=0.1") == 0
+    said = capsys.readouterr().out
+    assert "the column File of labels.csv names 36 of 36" in said and "the column Patient (18 groups" in said
+    assert lacuna.main(["where", "mine"]) == 0
+    assert "films/7.png" in capsys.readouterr().out
+    assert tune("--label", "ill", "--name", "strict", "--set", "bad_files=0.01") == 3
+    assert lacuna.main(["where", "strict"]) == 0
+    Path("labels.csv").write_text(lines.replace("File;Patient", "File;Wer"))
+    assert tune("--label", "ill") == 2
+    assert "--group COLUMN, one of File, Wer, ill" in capsys.readouterr().err
+
+
+def test_a_label_needs_a_table(films, capsys):
+    assert lacuna.main(["finetune", "medical", "--data", "films", "--label", "ill"]) == 2
+    assert "--labels CSV --label ill" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("told", ["by names", "by a manifest"])
 def test_a_folder_with_masks_becomes_a_model_that_writes_them(films, capsys, told):
     """Discs, in masks whose numbers are 0 and 5; another folder than the pictures says which are masks."""

@@ -8,7 +8,8 @@ import pytest
 
 from domains.manifest import ManifestError, read_manifest
 from domains.sample import Task
-from pipelines.commands.init import ENDINGS, init, look
+from pipelines.commands.init import init
+from pipelines.commands.layout import ENDINGS, look
 from pipelines.ingest import DataRun, domain_reader
 from pipelines.settings import build, load_run
 
@@ -82,6 +83,71 @@ def test_masks_are_put_beside_their_files(tmp_path: Path, names: tuple[str, str]
     rows = rows_of(tmp_path)
     assert [(row["path"], row["mask_path"]) for row in rows] == [names]
     assert "mask_column: mask_path" in text
+
+
+def test_dicom_files_without_an_ending_are_films_and_notes_are_not(tmp_path: Path) -> None:
+    touch(tmp_path / "films", "a/README", "a/notes.txt")
+    for name in ("a/IM0001", "b/1.2.840.113"):
+        (tmp_path / "films" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "films" / name).write_bytes(bytes(128) + b"DICM")
+    text = init(tmp_path / "films", tmp_path)
+    assert [row["path"] for row in rows_of(tmp_path)] == ["a/IM0001", "b/1.2.840.113"]
+    assert "2 without an ending" in text and "Left out: 1 without an ending, 1 .txt" in text
+
+
+@pytest.mark.parametrize("name", ["{scene}/{scene}_{band}_10m.tif", "{scene}/R10m/{scene}_{band}.jp2"])
+def test_folders_with_one_file_per_band_are_scenes(tmp_path: Path, name: str) -> None:
+    bands = ("B02", "B8A", "B11")
+    touch(tmp_path / "eo", *(name.format(scene=f"T32_{i}", band=band) for i in range(4) for band in bands
+                             if (i, band) != (3, "B11")))
+    text = init(tmp_path / "eo", tmp_path)
+    assert [row["path"] for row in rows_of(tmp_path)] == [f"T32_{i}" for i in range(4)]
+    assert "bands: [B02, B8A, B11]" in text and "file_bands" not in text
+    run = load_run("ingest", "eo", DataRun, tmp_path)
+    assert build(domain_reader("satellite").settings, run.read, "read").bands == ("B2", "B8A", "B11")
+
+
+def own_table(folder: Path, text: str) -> Path:
+    touch(folder, *(f"2023/IM{i:03d}.png" for i in range(8)))
+    (folder / "labels.csv").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("spelling", ["2023/IM{i:03d}.png", "IM{i:03d}.png", "IM{i:03d}",
+                                      "/mnt/pacs/2023/IM{i:03d}.png", "2023\\IM{i:03d}.png"])
+def test_a_table_with_headings_of_its_own_is_matched_with_the_files(tmp_path: Path, separator: str,
+                                                                   spelling: str) -> None:
+    lines = [["Filename", "PatientID", "Pneumonia"], *([spelling.format(i=i), f"P{i // 2}", "yes" if i % 3 else "no"]
+                                                       for i in range(6)), ["gone.png", "P9", "no"]]
+    folder = own_table(tmp_path / "films", "\n".join(separator.join(line) for line in lines))
+    text = init(folder, tmp_path)
+    rows = rows_of(tmp_path)
+    assert [row["path"] for row in rows] == [f"2023/IM{i:03d}.png" for i in range(8)]
+    assert [row["group"] for row in rows[:6]] == ["P0", "P0", "P1", "P1", "P2", "P2"]
+    assert [(row["split"], row["Pneumonia"]) for row in rows[5:]] == [("", "yes"), ("unlabelled", ""),
+                                                                      ("unlabelled", "")]
+    assert "names 6 of 8" in text and "1 rows of labels.csv name no file" in text
+    assert "Pneumonia (no 3, yes 4)" in text and "the column PatientID" in text and "--label Pneumonia" in text
+
+
+def test_a_table_that_does_not_fit_is_said_and_one_that_was_named_is_refused(tmp_path: Path) -> None:
+    folder = own_table(tmp_path / "films", "site,doctor\nnorth,A\nsouth,B\n")
+    assert "labels.csv was not used" in init(folder, tmp_path)
+    (tmp_path / "manifest.csv").unlink()
+    with pytest.raises(ManifestError, match=r"no column that names the 8 files.*--files COLUMN"):
+        init(folder, tmp_path, folder / "labels.csv")
+    (folder / "labels.csv").write_text("file,who\nIM001,a\nIM001.png,a\nIM002,b\n")
+    with pytest.raises(ManifestError, match=r"name a file again \(the first: rows 1, 2\)"):
+        init(folder, tmp_path, folder / "labels.csv")
+    with pytest.raises(ManifestError, match=r"no column patient, expected one of file, who"):
+        init(folder, tmp_path, folder / "labels.csv", group_column="patient")
+
+
+def test_patients_in_two_spellings_are_noticed(tmp_path: Path) -> None:
+    rows = [f"IM{i:03d},{who},{i % 2}" for i, who in enumerate(["0017", "17", "P 3", "p-03", "4", "5"])]
+    folder = own_table(tmp_path / "films", "\n".join(["file,patient,ill", *rows]))
+    assert "CHECK: 2 groups look written in more than one way (0017 and 17)" in init(folder, tmp_path)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
