@@ -170,11 +170,14 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--no-download", action="store_true", help="the files are in the folder; write the manifest")
     sub.add_argument("--checksums", default="", metavar="FILE",
                      help="sums to compare an address's files with: a file here, or below the address")
-    sub = command("init", _init, "look at a folder and write a manifest and the params.yaml paragraph to start from")
+    sub = command("init", _init, "look at a folder and its table of labels; write a manifest and the paragraphs of "
+                  "params.yaml to start from")
     sub.add_argument("folder", type=Path, metavar="DIR", help="folder with images, volumes, scenes or point clouds")
     sub.add_argument("--labels", type=Path, default=None, metavar="CSV",
                      help="your table of labels, with headings of its own (default: the one .csv in DIR)")
     _column_options(sub)
+    sub.add_argument("--label", default="", metavar="COLUMN", help="the column to learn (default: the one that can be)")
+    sub.add_argument("--add", action="store_true", help="put the paragraphs into the params.yaml that is there")
     sub.add_argument("--out", type=Path, default=Path(), help="where to write them (default: here)")
     command("doctor", _doctor, "check this machine")
     command("sync", _sync, "send to MLflow what could not be sent while it was down")
@@ -268,12 +271,20 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
 def print_result(stage: str, name: str, result: dict[str, Any], root: Path) -> None:
     """What was done and where it lies, in a few lines."""
     shown = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    print(f"{stage} {name}: " + ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                                          for key, value in shown.items()))
+    print(f"{stage} {name}: " + (_ingested(result) if stage == "ingest" else ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())))
     made = f"data/prepared/{name}" if stage == "ingest" else f"artifacts/{stage}/{name}"
     for folder in (made, f"reports/{stage}/{name}"):
         if (root / folder).exists():
             print(f"  {folder}")
+
+
+def _ingested(result: dict[str, Any]) -> str:
+    splits = ", ".join(f"{split} {result[f'{split}_samples']}" for split in ("train", "val", "test", "unlabelled")
+                       if result.get(f"{split}_samples"))
+    leaks = sum(count for key, count in result.items() if key.endswith("_leaks"))
+    return (f"{result['samples']} samples of {result['groups']} groups ({splits}); {result['pool']} may be pretrained "
+            f"on; {result['quarantined']} of {result['files']} files in quarantine; {leaks} pairs repeat across splits")
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -349,7 +360,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _init(options: argparse.Namespace) -> None:
     from pipelines.commands.init import init
-    print(init(options.folder, options.out, options.labels, options.files, options.group))
+    print(init(options.folder, options.out, options.labels, options.files, options.group, options.label, options.add))
 
 
 def _doctor(options: argparse.Namespace) -> int:

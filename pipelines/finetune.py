@@ -34,7 +34,7 @@ from pipelines.tracking import lineage, tracking
 from pipelines.tracking.tracked_run import Run
 from pipelines.training.batches import Batch, Source, domain_code
 from pipelines.training.estimate import announce, with_memory_advice
-from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.training.finetune_settings import Arm, FinetuneRun
 from pipelines.training.label_budget import labelled_rows
 from pipelines.training.labelled_model import build_model, put_adapters, temperature_of, trained_of, validation_loss
 from pipelines.training.memory_bank import fill_memories
@@ -151,12 +151,16 @@ def trainings(name: str, settings: FinetuneRun, prepared: Prepared, rows: tuple[
     code = domain_code(settings.domain)
     train, val = (Source(prepared, start.contract, code, part, labels) for part in rows)
     task, augment = prepared.contract.tasks[settings.task], build_augment(name, settings)
-    begins = {arm: start if arm == "pretrained" else start.random() for arm in settings.arms
-              if arm == "scratch" or not checkpoints.is_scratch(settings.start)}
+    begins = {arm: start if arm == "pretrained" else start.random() for arm in arms_of(settings)}
     asked = [(arm, seed, rate) for arm in begins for seed in settings.seeds
              for rate in rates_of(settings)]
     return [trial(Planned(name, settings, task, arm, seed, rate, begins[arm], train, val, augment, work, tracked))
             for arm, seed, rate in asked[share]]
+
+
+def arms_of(settings: FinetuneRun) -> tuple[Arm, ...]:
+    """The arms that are trained: from random weights there is nothing to compare."""
+    return tuple(arm for arm in settings.arms if arm == "scratch" or not checkpoints.is_scratch(settings.start))
 
 
 def rates_of(settings: FinetuneRun) -> tuple[float, ...]:
@@ -250,7 +254,7 @@ def trial(one: Planned) -> Trial:
         write_text(making / "trial.json", json.dumps(done.numbers()))
     one.tracked.metrics({f"{arm}.seed{seed}.val_loss": loss, f"{arm}.trained_weights": trained,
                          f"{arm}.trained_share": trained / weights}, step=steps)
-    if one.is_first:
+    if one.is_first and trained < weights:
         print(f"finetune {one.name}: arm {arm} trains {trained} of {weights} weights ({trained / weights:.2%})")
     return done
 
@@ -296,9 +300,9 @@ def _train(one: Planned, model: Tuned) -> int:
               resume=one.work.folder / f"{one.key}.pt", log=lambda step, numbers: one.log(numbers, step),
               every=max(plan.steps // settings.validations, 1), watch=watch, watch_state=lambda: dict(best),
               restore_watch=best.update, title=f"{one.name} {one.arm} seed {one.seed} lr {one.learning_rate:g}")
-    if one.is_first and one.arm == settings.arms[0]:
-        announce(f"finetune {one.name}", job, num_samples=len(one.train.rows),
-                 repeats=len(settings.arms) * len(settings.seeds) * len(settings.grid), at_once=settings.processes)
+    if one.is_first and one.arm == arms_of(settings)[0]:
+        announce(f"finetune {one.name}", job, num_samples=len(one.train.rows), at_once=settings.processes,
+                 repeats=len(arms_of(settings)) * len(settings.seeds) * len(settings.grid))
     try:
         with with_memory_advice(plan.batch_size, settings.machine.accumulate):
             done = fit(job)

@@ -8,8 +8,10 @@ printed and saved, so that it can be pasted into params.yaml.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +19,23 @@ import yaml
 
 from domains.manifest import ManifestError
 from domains.publish import write_text
+from domains.store import open_prepared
 from pipelines import evaluate, finetune, ingest
 from pipelines.cli import print_result
+from pipelines.commands.folder_names import Layout, look
 from pipelines.commands.init import READ, reader_lines, table_of
-from pipelines.commands.layout import Layout, look
 from pipelines.commands.mask_classes import numbers_in_masks, task_of
-from pipelines.commands.own_table import MANIFESTS, manifest_of, read_table
+from pipelines.commands.own_table import MANIFESTS, kind_of, manifest_of, read_table
+from pipelines.commands.starter import AUGMENT, ENCODERS
 from pipelines.settings import SettingsError, build, changes_of
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.weights.checkpoints import SCRATCH, is_scratch, read_record
 
-ENCODERS: dict[str, dict[str, Any]] = {
-    "xray": {"tokenizer": {"kind": "grid", "patch": [16, 16]}, "size": "small"},
-    "ct": {"tokenizer": {"kind": "grid", "patch": [8, 8, 8]}, "size": "small"},
-    "multispectral": {"tokenizer": {"kind": "bands", "patch": [16, 16]}, "size": "small"},
-    "points": {"tokenizer": {"kind": "groups", "num_groups": 64, "group_size": 32}, "size": "small",
-               "place_every_block": True},
-}
-"""What a run from scratch takes when nothing else is said; `--set encoder.size=tiny` changes it."""
-AUGMENT: dict[str, dict[str, Any]] = {
-    "xray": {"crop_scale": [0.8, 1.0]}, "ct": {"intensity_scale": 0.1, "intensity_shift": 0.1},
-    "multispectral": {}, "points": {}}
 KINDS = {"medical": ("xray", "ct"), "satellite": ("multispectral",), "pointcloud": ("points",)}
 MASKS = "mask_path"
 """The manifest's column of masks."""
 OF_INGEST = ("read", "files", "splits", "bad_files", "tasks")
 """Settings that belong to the ingest run."""
-MOST_CLASSES = 50
-"""A column of numbers with more different values than this is a quantity, not a class."""
 
 
 def finetune_folder(options: argparse.Namespace, root: Path) -> None:
@@ -81,14 +72,28 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
     print(f"# settings of this run, as params.yaml would have them\n{text}", flush=True)
     write_text(root / MANIFESTS / f"{name}.yaml", text)  # `lacuna where` needs it, also of a run that failed
     print_result("ingest", name, ingest.run(name, data_run, root), root)
-    finetune.run(name, tuning, root)
+    _refuse_seen(name, start, record, root)
+    tuned = finetune.run(name, tuning, root)
     evaluate.run(name, scoring, root)
     write_text(root / "reports/evaluate" / name / "params.yaml", text)
     report = root / "reports/evaluate" / name / "summary.txt"
     print(report.read_text() if report.is_file() else "")
+    model = f"artifacts/finetune/{name}/{tuned['arms'][-1]}/seed{tuning.seeds[0]}"
     print(f"settings   reports/evaluate/{name}/params.yaml\nscores     reports/evaluate/{name}\n"
-          f"models     artifacts/finetune/{name}\n"
-          f"predict    lacuna predict artifacts/finetune/{name}/<arm>/seed0 FILE... --out DIR")
+          f"models     artifacts/finetune/{name}\npredict    lacuna predict {model} FILE... --out DIR")
+
+
+def _refuse_seen(name: str, start: str, record: Mapping[str, Any], root: Path) -> None:
+    """Before the training, which would be for nothing: evaluate scores no model on what it was pretrained on."""
+    prepared = open_prepared(root / "data/prepared" / name)
+    groups = {prepared.column("group")[row] for row in prepared.rows(split="test", task="task")}
+    seen = evaluate.groups_seen(record, groups)
+    if seen:
+        raise evaluate.Leak(
+            f"--start {start}: found {len(seen)} of {len(groups)} test groups in what it was pretrained on, expected "
+            "none: these files were divided anew. Remedy: let fine-tuning share the splits of pretraining, in a run of "
+            "the same `data` in params.yaml (`lacuna init DIR --label COLUMN` writes it; then `lacuna finetune NAME`), "
+            "or give the manifest a column split before both.")
 
 
 def _table(options: argparse.Namespace, changes: dict[str, Any]
@@ -171,7 +176,7 @@ def _tuning_paragraph(options: argparse.Namespace, kind: str, name: str, start: 
         head = {"kind": "segment"}
     paragraph: dict[str, Any] = {
         "domain": options.run, "data": name, "task": "task", "start": start, "protocol": options.protocol, "head": head,
-        "augment": AUGMENT[kind] if options.protocol == "full" else None,
+        "augment": dict(AUGMENT[kind]) if options.protocol == "full" else None,
         "optimisation": {"steps": options.steps or 500, "batch_size": 8 if masks else 32, "betas": [0.9, 0.999],
                          "layer_decay": 1.0 if start == SCRATCH or options.adapter else 0.75}}
     if options.adapter:
@@ -180,7 +185,7 @@ def _tuning_paragraph(options: argparse.Namespace, kind: str, name: str, start: 
                                 "put on: adapters on random weights learn little. Name one, or leave --adapter out.")
         paragraph["adapters"] = [{"kind": kind} for kind in options.adapter]
     if start == SCRATCH:
-        paragraph["encoder"] = ENCODERS[kind]
+        paragraph["encoder"] = copy.deepcopy(ENCODERS[kind])  # --set writes into it
     return _apply(paragraph, changes, tuple(key for key in changes if key.split(".")[0] not in OF_INGEST))
 
 
@@ -195,9 +200,7 @@ def _task_kind(labels: Path | None, columns: list[str]) -> str:
         if columns[0] not in (reader.fieldnames or []):
             raise SettingsError(f"{labels}: found columns {', '.join(reader.fieldnames or [])}, expected {columns[0]} "
                                 "among them. Name the label column with --label.")
-        values = {row[columns[0]] for row in reader} - {"", None}
-    numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", str(value)) for value in values)
-    return "regression" if numbers and len(values) > MOST_CLASSES else "single_label"
+        return kind_of(row[columns[0]] or "" for row in reader)
 
 
 def _apply(paragraph: dict[str, Any], changes: dict[str, Any], heads: tuple[str, ...]) -> dict[str, Any]:

@@ -20,9 +20,10 @@ import yaml
 
 from domains.manifest import ManifestError
 from domains.publish import write_text
-from pipelines.commands.layout import DOMAINS, Layout, look
+from pipelines.commands.folder_names import DOMAINS, Layout, look
 from pipelines.commands.mask_classes import numbers_in_masks, task_of
-from pipelines.commands.own_table import could_be_labels, manifest_of, read_table
+from pipelines.commands.own_table import could_be_labels, kind_of, manifest_of, read_table
+from pipelines.commands.starter import added, starter
 
 READ = {
     "xray": ["read: {kind: xray, size: [224, 224]}"],
@@ -42,35 +43,46 @@ YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "null", "y", "n", ".inf
 """Texts that YAML takes for something else."""
 
 
-def init(folder: Path, out: Path, labels: Path | None = None, file_column: str = "", group_column: str = "") -> str:
+def init(folder: Path, out: Path, labels: Path | None = None, file_column: str = "", group_column: str = "",
+         label: str = "", add: bool = False) -> str:
     """Write manifest.csv, and params.yaml unless there is one, into `out`. Returns what was found and guessed, and the
-    paragraph.
+    paragraphs.
 
     Args:
         labels: a table with headings of its own (own_table.py); None: the one .csv in the folder, where there is one.
         file_column, group_column: of that table, what names files and what a split may never cut; "": by comparing.
+        label: the column to learn; "": the one that has a few values, if it is one.
+        add: put the paragraphs into a params.yaml that is there.
 
     Raises:
         ManifestError: nothing that can be read, a table that does not fit, or a manifest.csv that would be overwritten.
+        ValueError: see `added`.
     """
     if not folder.is_dir():
         raise ManifestError(f"init: found no folder at {folder}. Expected one with images, volumes or point clouds.")
-    manifest = out / "manifest.csv"
+    manifest, params = out / "manifest.csv", out / "params.yaml"
     if manifest.exists():
         raise ManifestError(f"init: found {manifest} already, expected to write it. Remedy: move it away, or choose "
                             "another --out.")
     layout = look(folder)
     text, found, columns = _rows(folder, layout, labels, file_column, group_column)
-    task, sentence = task_of_masks(folder, layout) if any(layout.masks) else ({}, "")
+    if label and label not in text.partition("\n")[0].split(","):
+        raise ManifestError(f"--label: found no column {label}, expected one of {', '.join(columns) or 'a table'}.")
+    columns = [label] if label else columns
+    masks, sentence = task_of_masks(folder, layout) if any(layout.masks) else ({}, "")
+    task = "mask" if masks else _task_name(columns[0]) if len(columns) == 1 else ""
+    name = _name(folder)
+    values = [line[columns[0]] for line in csv.DictReader(io.StringIO(text))] if len(columns) == 1 else []
+    paragraphs = _paragraph(folder, out, layout, masks, columns, kind_of(values) if values else "") + starter(
+        name, DOMAINS[layout.kind], layout.kind, task, bool(masks))
+    new = paragraphs if not params.exists() else added(params.read_text(), paragraphs) if add else ""
     write_text(manifest, text)
-    paragraph = _paragraph(folder, out, layout, task, columns)
-    params = out / "params.yaml"
-    where = f"The paragraph was not written, because {params} exists; put this into it:"
-    if not params.exists():
-        write_text(params, paragraph)
-        where = f"Written to {params}:"
+    if new:
+        write_text(params, new)
+    where = (f"Written to {params}:" if new else
+             f"The paragraphs were not written, because {params} exists; `--add` puts them into it, or do it by hand:")
     found += [*([sentence] if sentence else []), f"Manifest with {text.count(chr(10)) - 1} rows: {manifest}"]
-    return "\n".join([*found, "", where, "", paragraph, *_next(folder, manifest, layout, columns)])
+    return "\n".join([*found, "", where, "", paragraphs, *_next(folder, manifest, layout, columns, task)])
 
 
 def _rows(folder: Path, layout: Layout, labels: Path | None, file_column: str,
@@ -93,13 +105,21 @@ def _rows(folder: Path, layout: Layout, labels: Path | None, file_column: str,
     return text, [*said, *([f"Labels: columns with a few values: {shown}."] if shown else [])], list(columns)
 
 
-def _next(folder: Path, manifest: Path, layout: Layout, columns: list[str]) -> list[str]:
+def _next(folder: Path, manifest: Path, layout: Layout, columns: list[str], task: str) -> list[str]:
+    name = _name(folder)
+    lines = ["Look at every CHECK. Then, to pretrain on these files" + (
+        " and see what it gives:" if task else ":"), f"  lacuna ingest {name} && lacuna describe {name}",
+        f"  lacuna pretrain {name}"]
+    if task:
+        lines += [f"  lacuna finetune {name} && lacuna evaluate {name}     # with and without pretraining, same splits",
+                  f"  lacuna verdict {name}     # and on shares of the labels: what is pretraining worth?"]
+    elif columns:
+        lines += [f"To learn from labels, choose one: lacuna init ... --label COLUMN ({', '.join(columns)})."]
     label = f" --label {shlex.quote(columns[0])}" if len(columns) == 1 else " --label COLUMN" if columns else ""
-    tune = (f"lacuna finetune {DOMAINS[layout.kind]} --data {shlex.quote(str(folder))} --labels "
-            f"{shlex.quote(str(manifest))}{label}")
-    read = f"lacuna ingest {_name(folder)} && lacuna describe {_name(folder)}"
-    return ["Then, to train on the labels:", f"  {tune}", "or, to pretrain first (the paragraph in params.yaml):",
-            f"  {read}"] if columns or any(layout.masks) else ["Then:", f"  {read}"]
+    if columns or task:
+        lines += ["Or at once, without pretraining:", f"  lacuna finetune {DOMAINS[layout.kind]} --data "
+                  f"{shlex.quote(str(folder))} --labels {shlex.quote(str(manifest))}{label}"]
+    return lines
 
 
 def table_of(layout: Layout) -> str:
@@ -128,7 +148,8 @@ def task_of_masks(folder: Path, layout: Layout) -> tuple[dict[str, Any], str]:
         return task, f"{said} ({error})"
 
 
-def _paragraph(folder: Path, out: Path, layout: Layout, masks: dict[str, Any], columns: list[str]) -> str:
+def _paragraph(folder: Path, out: Path, layout: Layout, masks: dict[str, Any], columns: list[str],
+               kind: str) -> str:
     """YAML, with a comment wherever somebody must look."""
     place = os.path.relpath(folder.resolve(), out.resolve())
     lines = ["ingest:", f"  {_name(folder)}:", f"    domain: {DOMAINS[layout.kind]}", "    files:",
@@ -143,6 +164,9 @@ def _paragraph(folder: Path, out: Path, layout: Layout, masks: dict[str, Any], c
     if any(layout.labels):
         classes = ", ".join(_quoted(name) for name in sorted(set(layout.labels)) if name)
         lines.append("      label: {kind: single_label, columns: [label], classes: [" + classes + "]}")
+    elif kind:
+        lines += [] if masks else ["    tasks:"]
+        lines += [f"      {_task_name(columns[0])}: {{kind: {kind}, columns: [{_quoted(columns[0])}]}}"]
     elif columns:
         lines += ["    # tasks:  # what could be learnt; keep what you want"] if not masks else []
         lines += [f"    #   {_task_name(name)}: {{kind: single_label, columns: [{_quoted(name)}]}}" for name in columns]
@@ -155,7 +179,7 @@ def reader_lines(layout: Layout) -> list[str]:
     """The reader's paragraph of a folder."""
     if not layout.bands:
         return READ[layout.kind]
-    return ["read:", "  kind: multispectral", "  sensor: sentinel2  # CHECK: sentinel2, landsat8 or other",
+    return ["read:", "  kind: multispectral", "  sensor: sentinel2  # CHECK: sentinel2, landsat8, landsat7 or other",
             f"  bands: [{', '.join(layout.bands)}]  # CHECK: what a model gets", "  size: [64, 64]",
             "  scale: 0.0001  # CHECK: reflectance = value x scale + offset"]
 

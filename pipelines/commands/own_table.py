@@ -8,13 +8,14 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from domains.labels import spelt_alike
 from domains.manifest import ManifestError
-from pipelines.commands.layout import Layout
+from pipelines.commands.folder_names import Layout
 
 MANIFESTS = "data/manifests"
 """Where manifests and settings of runs lie that no params.yaml has."""
@@ -26,6 +27,8 @@ GROUP_WORDS = re.compile(rf"(patient|subject|participant|scene|tile|recording|se
 """Headings, as small letters alone, of what a split may never cut. A column `object` may well be a class."""
 MOST_CLASSES = 12
 """Different values of a column that may be labels, when it is not said that it is."""
+FEWEST_NUMBERS = 50
+"""A column of numbers with more different values than this is a quantity, not a class."""
 ENOUGH = 0.5
 """Share of rows that must name a file of the folder before their column is taken for that of the files."""
 
@@ -116,6 +119,13 @@ def could_be_labels(table: OwnTable, of: Sequence[str] = ()) -> dict[str, dict[s
               if name not in (*OURS, *of)}
     return {name: dict(sorted(found.items())) for name, found in counts.items()
             if 2 <= len(found) <= min(MOST_CLASSES, len(table.lines) // 3)}
+
+
+def kind_of(values: Iterable[str]) -> Literal["regression", "single_label"]:
+    """Many different numbers are a quantity; else each value is a class."""
+    found = set(values) - {""}
+    numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value) for value in found)
+    return "regression" if numbers and len(found) > FEWEST_NUMBERS else "single_label"
 
 
 def _refuse_absent(table: OwnTable, *columns: str) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 import lacuna
 
+SIZE = "size: {width: 16, depth: 1, num_heads: 2}"
 SMALL = ["--set", "read.size=[32,32]", "--set", "encoder.tokenizer.patch=[8,8]", "--steps", "2",
          "--set", "encoder.size={width: 16, depth: 1, num_heads: 2}", "--set", "seeds=[0]",
          "--set", "optimisation.batch_size=4", "--set", "machine.accelerator=cpu"]
@@ -83,6 +84,25 @@ def test_a_table_with_other_headings_is_taken_and_its_run_can_be_asked_for_names
     Path("labels.csv").write_text(lines.replace("File;Patient", "File;Wer"))
     assert tune("--label", "ill") == 2
     assert "--group COLUMN, one of File, Wer, ill" in capsys.readouterr().err
+
+
+def test_the_paragraphs_of_init_lead_to_a_comparison_and_other_splits_end_before_a_training(films, capsys):
+    assert lacuna.main(["init", "films", "--labels", "labels.csv", "--label", "ill"]) == 0
+    text = Path("params.yaml").read_text()
+    for whole, small in (("[224, 224]", "[32, 32]"), ("[16, 16]", "[8, 8]"), ("size: small", SIZE), ("2000", "2"),
+                         ("steps: 500", "steps: 2"), ("batch_size: 64", "batch_size: 8")):
+        assert whole in text
+        text = text.replace(whole, small)
+    Path("params.yaml").write_text(text)
+    for stage in ("ingest", "pretrain", "finetune", "evaluate"):
+        assert lacuna.main([stage, "films"]) == 0
+    assert "36 samples of 18 groups" in capsys.readouterr().out
+    assert set(json.loads(Path("reports/evaluate/films/metrics.json").read_text())["arms"]) == {"scratch", "pretrained"}
+    tune = ["finetune", "medical", "--data", "films", "--labels", "labels.csv", "--label", "ill", "--steps", "2",
+            "--start", "artifacts/pretrain/films", "--set", "splits={seed: 5}", "--name", "anew"]
+    assert lacuna.main(tune) == 2
+    assert "test groups in what it was pretrained on" in capsys.readouterr().err
+    assert not Path("artifacts/finetune/anew").exists()
 
 
 def test_a_label_needs_a_table(films, capsys):

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from domains.manifest import ManifestError, read_manifest
 from domains.sample import Task
+from pipelines.commands.folder_names import ENDINGS, look
 from pipelines.commands.init import init
-from pipelines.commands.layout import ENDINGS, look
+from pipelines.evaluate import EvaluateRun
 from pipelines.ingest import DataRun, domain_reader
+from pipelines.pretrain import PretrainRun
 from pipelines.settings import build, load_run
+from pipelines.training.finetune_settings import FinetuneRun
+from pipelines.verdict import VerdictRun
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -131,6 +136,48 @@ def test_a_table_with_headings_of_its_own_is_matched_with_the_files(tmp_path: Pa
     assert "Pneumonia (no 3, yes 4)" in text and "the column PatientID" in text and "--label Pneumonia" in text
 
 
+@pytest.mark.parametrize(("kind", "domain"), [("xray", "medical"), ("ct", "medical"), ("multispectral", "satellite"),
+                                              ("points", "pointcloud")])
+def test_the_paragraphs_go_on_to_the_verdict(tmp_path: Path, kind: str, domain: str) -> None:
+    touch(tmp_path / "mine", *(f"{label}/{i}{ENDINGS[kind][0]}" for label in ("a", "b") for i in range(5)))
+    text = init(tmp_path / "mine", tmp_path)
+    assert "lacuna pretrain mine" in text and "lacuna verdict mine" in text
+    for stage, settings in (("pretrain", PretrainRun), ("finetune", FinetuneRun), ("evaluate", EvaluateRun),
+                            ("verdict", VerdictRun)):
+        assert load_run(stage, "mine", settings, tmp_path).domain == domain  # type: ignore[attr-defined]
+
+
+def test_paragraphs_are_put_into_the_shipped_params_and_nothing_else_changes(tmp_path: Path) -> None:
+    shipped = Path("params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(shipped)
+    folder = own_table(tmp_path / "films", "file,patient,ill,age\n" + "".join(
+        f"IM{i:03d},P{i},{i % 2},{40 + i}\n" for i in range(8)))
+    assert "ill" in init(folder, tmp_path, label="ill", add=True)
+    text = (tmp_path / "params.yaml").read_text()
+    before, after = yaml.safe_load(shipped), yaml.safe_load(text)
+    assert [line for line in shipped.splitlines() if "#" in line] == [
+        line for line in text.splitlines() if "#" in line and "CHECK" not in line]
+    assert after["finetune"].pop("films")["start"] == "artifacts/pretrain/films"
+    for stage in ("ingest", "pretrain", "evaluate", "verdict"):
+        del after[stage]["films"]
+    assert after == before
+    (tmp_path / "manifest.csv").unlink()
+    with pytest.raises(ValueError, match="a run films under ingest already"):
+        init(folder, tmp_path, label="ill", add=True)
+    assert not (tmp_path / "manifest.csv").exists()
+
+
+def test_a_column_of_many_numbers_is_a_quantity_and_empty_sections_are_filled(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("verdict: {}  # none yet\nadapt: {}\n")
+    touch(tmp_path / "films", *(f"{i}.png" for i in range(60)))
+    (tmp_path / "films/ages.csv").write_text("file,patient,age\n" + "".join(f"{i},p{i},{i}.5\n" for i in range(60)))
+    init(tmp_path / "films", tmp_path, label="age", add=True)
+    made = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert made["ingest"]["films"]["tasks"] == {"age": {"kind": "regression", "columns": ["age"]}}
+    assert made["verdict"]["films"]["task"] == "age" and made["adapt"] == {}
+    assert "# none yet" in (tmp_path / "params.yaml").read_text()
+
+
 def test_a_table_that_does_not_fit_is_said_and_one_that_was_named_is_refused(tmp_path: Path) -> None:
     folder = own_table(tmp_path / "films", "site,doctor\nnorth,A\nsouth,B\n")
     assert "labels.csv was not used" in init(folder, tmp_path)
@@ -155,7 +202,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("mine: 1\n")
     text = init(tmp_path / "films", tmp_path)
     assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"
-    assert "was not written" in text and "ingest:" in text
+    assert "were not written" in text and "ingest:" in text
     with pytest.raises(ManifestError, match="already"):
         init(tmp_path / "films", tmp_path)
 
@@ -170,7 +217,7 @@ def test_a_folder_without_known_files_names_the_endings(tmp_path: Path) -> None:
 
 def test_other_files_are_counted(tmp_path: Path) -> None:
     touch(tmp_path / "films", "a.png", "b.png", "readme.txt", "c.tif")
-    assert "Left out: 2 other files" in init(tmp_path / "films", tmp_path)
+    assert "Left out: 1 .tif, 1 .txt" in init(tmp_path / "films", tmp_path)
 
 
 def test_masks_become_a_task_with_the_numbers_that_they_hold(tmp_path: Path) -> None:

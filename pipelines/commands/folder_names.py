@@ -161,10 +161,11 @@ def _kind(files: Sequence[str], folder: Path) -> tuple[str, list[str], list[str]
 
 def _by_ending(paths: Sequence[str]) -> str:
     """"146 .dcm, 73 without an ending"; the commonest first."""
-    endings = Counter(next((ending for ending in (".nii.gz",) if path.endswith(ending)), Path(path).suffix.lower())
-                      for path in paths)
-    named = [f"{count} {ending if ending and not ending[1:].isdigit() else 'without an ending'}"
-             for ending, count in endings.most_common(MOST_ENDINGS)]
+    endings: Counter[str] = Counter()
+    for path in paths:
+        ending = ".nii.gz" if path.endswith(".nii.gz") else Path(path).suffix.lower()
+        endings[ending if ending and not ending[1:].isdigit() else "without an ending"] += 1
+    named = [f"{count} {ending}" for ending, count in endings.most_common(MOST_ENDINGS)]
     return ", ".join(named) + (", ..." if len(endings) > MOST_ENDINGS else "")
 
 
