@@ -130,8 +130,8 @@ class Answer:
                 continue
             level = "is better than the models" if ahead.verdict == "hurt" else "may be as good as the models"
             said.append(f"beware: the floor {name} {level} ({self.title} {self.floors[name].text()}; "
-                        f"{self.recipe[0]} is better by {ahead.text()}). What it sees may be all that they "
-                        "use; a gain by pretraining then says nothing of the rest.")
+                        f"{self.recipe[0]} beside it {ahead.text()}, above 0 is better). What it sees may be all "
+                        "that they use; a gain by pretraining then says nothing of the rest.")
         return said
 
     def rows(self) -> list[dict[str, Any]]:
