@@ -154,7 +154,7 @@ def test_a_verdict_ends_with_a_sentence_curves_and_a_recipe(project, name):
     folder = project.root / f"reports/verdict/{name}"
     assert "pretraining on your" in (folder / "summary.txt").read_text()
     assert (folder / "curves.png").stat().st_size > 10_000 and (folder / "report.html").is_file()
-    assert yaml.safe_load((folder / "recipe.yaml").read_text())[name]["data"] == name
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())[f"{name}_recipe"]["data"] == name
 
 
 @pytest.mark.parametrize("name", SHIPPED["few_shot"])
