@@ -87,6 +87,7 @@ def misbehave(verb: str) -> None:
                 with contextlib.suppress(OSError):
                     if stat.S_ISFIFO(os.fstat(file).st_mode):
                         os.write(file, LENGTHS.pack(len(text), 0) + text)
+            time.sleep(1000)  # else it may have begun another file before it is ended, and that one be blamed
         case "write":
             with open(os.path.join(os.environ["TMPDIR"], "written"), "wb") as file:
                 file.write(b"x" * 10_000)
