@@ -328,8 +328,9 @@ def _array(payload: bytearray, offset: int, dtype: str, shape: Sequence[int]) ->
 def _facts(raw: Mapping[str, Any]) -> dict[str, Fact]:
     for name, fact in raw.items():
         for value in fact if isinstance(fact, list) else [fact]:
-            if not isinstance(value, str | int | float) or not _code(f"{name}{value}"):
+            if not isinstance(value, str | int | float):
                 raise ValueError("a fact that is neither number nor text")
+            _code(f"{name}{value}")
     return dict(raw)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from domains.pointcloud import las_header
 from domains.pointcloud.cloud import CHANNELS, Mesh, span
 from domains.pointcloud.headers import read_ply_header
-from domains.pointcloud.ingest import PORTION, contents_of, is_noise, parsing, seen
+from domains.pointcloud.ingest import PORTION, contents_of, is_noise, parsing, seen, xyz_of
 from domains.pointcloud.libraries import library
 from domains.pointcloud.ply import columns_of
 from domains.pointcloud.settings import Points
@@ -153,7 +153,7 @@ def _las(path: Path, settings: Labelling, rows: np.ndarray, said: np.ndarray) ->
         with laspy.open(out, mode="w", header=file.header, do_compress=path.suffix.lower() == ".laz",
                         closefd=False) as writer:
             for first, portion in _portions(file):
-                called = _called(_places(portion), near, first, rows, said)
+                called = _called(xyz_of(portion), near, first, rows, said)
                 kept = is_noise(portion) if settings.points.drop_noise else np.zeros(len(called), bool)
                 portion.classification = np.where(kept, np.asarray(portion.classification), table[called])
                 writer.write_points(portion)
@@ -177,13 +177,8 @@ def _seen_places(file: Any, rows: np.ndarray) -> np.ndarray:
     found = []
     for first, portion in _portions(file):
         low, high = np.searchsorted(rows, [first, first + len(portion)])
-        found.append(_places(portion)[rows[low:high] - first])
+        found.append(xyz_of(portion)[rows[low:high] - first])
     return np.concatenate(found)
-
-
-def _places(portion: Any) -> np.ndarray:
-    """N 3, in the file's own coordinates."""
-    return np.stack([np.asarray(portion.x), np.asarray(portion.y), np.asarray(portion.z)], axis=1)
 
 
 # ---- PLY ----

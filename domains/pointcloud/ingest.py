@@ -349,9 +349,7 @@ def _check_unit(told: float | None, height: float | None, settings: Points) -> N
 
 def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes: bool,
                  rows: np.ndarray | None) -> Cloud:
-    xyz = np.empty((len(portion), 3))
-    for axis, name in enumerate("xyz"):
-        xyz[:, axis] = getattr(portion, name)
+    xyz = xyz_of(portion)
     names = set(portion.point_format.dimension_names)
     columns = {name: np.asarray(portion[name]) for name in ("intensity", "red", "green", "blue")
                if name in names and settings.features}
@@ -365,6 +363,14 @@ def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes
     wanted = ~is_noise(portion)
     facts["dropped_noise"] = int(str(facts["dropped_noise"])) + int(np.count_nonzero(~wanted))
     return cloud.take(wanted)
+
+
+def xyz_of(portion: Any) -> np.ndarray:
+    """M 3 of a portion of a LAS file, in the file's own coordinates."""
+    xyz = np.empty((len(portion), 3))
+    for axis, name in enumerate("xyz"):  # column by column: an array of its own for each would be copied once more
+        xyz[:, axis] = getattr(portion, name)
+    return xyz
 
 
 def is_noise(portion: Any) -> np.ndarray:

@@ -177,11 +177,11 @@ def _paragraph(folder: Path, out: Path, layout: Layout, masks: dict[str, Any], c
 
 def reader_lines(layout: Layout) -> list[str]:
     """The reader's paragraph of a folder."""
+    lines = READ[layout.kind]
     if not layout.bands:
-        return READ[layout.kind]
-    return ["read:", "  kind: multispectral", "  sensor: sentinel2  # CHECK: sentinel2, landsat8, landsat7 or other",
-            f"  bands: [{', '.join(layout.bands)}]  # CHECK: what a model gets", "  size: [64, 64]",
-            "  scale: 0.0001  # CHECK: reflectance = value x scale + offset"]
+        return lines
+    own = f"  bands: [{', '.join(layout.bands)}]  # CHECK: what a model gets"
+    return [own if line.startswith("  bands:") else line for line in lines if not line.startswith("  file_bands:")]
 
 
 def _task_name(column: str) -> str:

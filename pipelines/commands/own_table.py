@@ -87,8 +87,8 @@ def manifest_of(table: OwnTable, layout: Layout, file_column: str = "", group_co
         ManifestError: a column is not there or cannot be told, or two rows name one file.
     """
     _refuse_absent(table, file_column, group_column)
-    file_column = file_column or _file_column(table, layout.paths)
     find = _finder(layout.paths)
+    file_column = file_column or _file_column(table, find, len(layout.paths))
     found = [find(line[file_column]) for line in table.lines]
     of_path = {path: line for path, line in zip(found, table.lines, strict=True) if path}
     if len(of_path) < sum(map(bool, found)):
@@ -162,12 +162,11 @@ def _stem(path: str) -> str:
     return re.sub(r"(\.nii\.gz|\.[A-Za-z]\w{1,5})$", "", path)
 
 
-def _file_column(table: OwnTable, paths: Sequence[str]) -> str:
-    find = _finder(paths)
+def _file_column(table: OwnTable, find: Callable[[str], str], num_files: int) -> str:
     shares = {name: sum(bool(find(line[name])) for line in table.lines) / len(table.lines) for name in table.header}
     best = max(shares, key=lambda name: (shares[name], name == "path"))
     if shares[best] < ENOUGH:
-        raise ManifestError(f"{table.path}: found no column that names the {len(paths)} files of the folder (nearest: "
+        raise ManifestError(f"{table.path}: found no column that names the {num_files} files of the folder (nearest: "
                             f"{best}, {shares[best]:.0%} of its rows), expected paths below the folder, or file names. "
                             f"Remedy: give the folder that they are below with --data, or say --files COLUMN (one of "
                             f"{', '.join(table.header)}).")

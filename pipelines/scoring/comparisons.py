@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipelines.scoring.metrics import Floats
-from pipelines.scoring.uncertainty import LEVEL, MAX_UNDEFINED, MIN_GROUPS, Estimate, Spread, t_reach
+from pipelines.scoring.uncertainty import LEVEL, MAX_UNDEFINED, MIN_GROUPS, Estimate, Spread, t_reach, with_interval
 
 POWER_REACH = 0.8416
 """Standard normal quantile of 0.8: a true difference this many standard errors beyond the interval's reach shows in
@@ -85,11 +85,7 @@ class Difference:
 
     def text(self, digits: int = 3) -> str:
         """`+0.041 [+0.010, +0.072]`, `+0.041 [no interval]`, `not estimable`."""
-        if math.isnan(self.value):
-            return "not estimable"
-        if self.low is None or self.high is None:
-            return f"{self.value:+.{digits}f} [no interval]"
-        return f"{self.value:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        return with_interval(None if math.isnan(self.value) else self.value, self.low, self.high, digits, signed=True)
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,9 @@ class PriorFloor:
     kind: Literal["prior"]
 
 
-FloorSettings = (FactsFloor | ManifestFloor | IntensityFloor | ThumbnailFloor | ShapeFloor | PixelsFloor | PointsFloor
-                 | PriorFloor)
+MaskFloor = PixelsFloor | PointsFloor | PriorFloor
+"""Those of segmentation."""
+FloorSettings = FactsFloor | ManifestFloor | IntensityFloor | ThumbnailFloor | ShapeFloor | MaskFloor
 
 
 def features(prepared: Prepared, settings: FloorSettings, rows: npt.NDArray[np.int64], train: npt.NDArray[np.int64],

@@ -20,14 +20,7 @@ import numpy.typing as npt
 from domains.sample import TaskKind
 from domains.store import Prepared
 from pipelines.scoring import metrics
-from pipelines.scoring.floor_features import (
-    FloorSettings,
-    PixelsFloor,
-    PointsFloor,
-    PriorFloor,
-    ThumbnailFloor,
-    features,
-)
+from pipelines.scoring.floor_features import FloorSettings, MaskFloor, ThumbnailFloor, features
 from pipelines.scoring.metrics import Floats
 from pipelines.scoring.pixel_floors import convergence_warning, mask_floor
 
@@ -79,7 +72,7 @@ def floor_on(prepared: Prepared, task: str, settings: FloorSettings, parts: tupl
     train, val, test = parts
     about = prepared.contract.tasks[task]
     check_floor(settings, about.kind)
-    if isinstance(settings, PixelsFloor | PointsFloor | PriorFloor):
+    if isinstance(settings, MaskFloor):
         return Floor(*mask_floor(prepared, task, settings, parts, headline, seed))
     rows = np.concatenate([train, val, test])
     x = features(prepared, settings, rows, train, root)
@@ -91,7 +84,7 @@ def floor_on(prepared: Prepared, task: str, settings: FloorSettings, parts: tupl
 
 def check_floor(settings: FloorSettings, kind: TaskKind) -> None:
     """Refuse a floor that says nothing of such a task. Raises ValueError."""
-    of_masks = isinstance(settings, PixelsFloor | PointsFloor | PriorFloor)
+    of_masks = isinstance(settings, MaskFloor)
     if of_masks != (kind == "segmentation"):
         masks, others = "pixels, points or prior", "facts, manifest, intensity, thumbnail or shape"
         wanted = masks if kind == "segmentation" else others

@@ -24,7 +24,7 @@ from domains.contract import Contract
 from domains.sample import UNKNOWN_CLASS, mask_shape
 from domains.store import Prepared
 from pipelines.scoring import metrics, overlap
-from pipelines.scoring.floor_features import PixelsFloor, PointsFloor, PriorFloor, known_values
+from pipelines.scoring.floor_features import MaskFloor, PixelsFloor, PointsFloor, PriorFloor, known_values
 from pipelines.scoring.metrics import Floats
 from pipelines.scoring.point_floors import point_features
 from pipelines.training.true_masks import true_mask
@@ -42,7 +42,7 @@ MAX_BANDS = 16
 """Of more bands no ratios are made: there would be hundreds."""
 
 
-def mask_floor(prepared: Prepared, task: str, settings: PixelsFloor | PointsFloor | PriorFloor,
+def mask_floor(prepared: Prepared, task: str, settings: MaskFloor,
                parts: tuple[Rows, Rows, Rows], headline: str, seed: int = 0) -> tuple[Floats, str]:
     """Learn from the first rows, choose by the second, and count what is right on the third.
 

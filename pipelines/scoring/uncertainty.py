@@ -39,6 +39,16 @@ ENTRIES = 250_000
 """Rows times resamples worked on at once: 2 MB of weights, which stay in a core's own cache."""
 
 
+def with_interval(value: float | None, low: float | None, high: float | None, digits: int, signed: bool) -> str:
+    """A number with its interval, as tables and sentences show it."""
+    sign = "+" if signed else ""
+    if value is None:
+        return "not estimable"
+    if low is None or high is None:
+        return f"{value:{sign}.{digits}f} [no interval]"
+    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with what is known of its uncertainty."""
@@ -58,12 +68,7 @@ class Estimate:
 
     def text(self, digits: int = 3, signed: bool = False) -> str:
         """For tables: `0.812 [0.760, 0.858]`, `0.812 [no interval: 3 test groups, needs 10]`, `not estimable`."""
-        sign = "+" if signed else ""
-        if self.value is None:
-            return "not estimable"
-        if self.low is None or self.high is None:
-            return f"{self.value:{sign}.{digits}f} [no interval]"
-        return f"{self.value:{sign}.{digits}f} [{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
+        return with_interval(self.value, self.low, self.high, digits, signed)
 
 
 @dataclass(frozen=True)
