@@ -2,6 +2,10 @@
 
 Legend: n rows, K outputs, R weightings of the rows (one column per bootstrap resample), B blocks of equal score.
 
+Rows of several folds come with `models`, n: which model said it. What orders rows (AUROC, average precision) sets a
+row against rows of its own model alone, since two models need not agree on where zero is (Forman & Scholz 2010,
+"Apples-to-apples in cross-validation studies").
+
 A bootstrap resample is nothing but a count per row, so every metric takes weights `n R` and gives R numbers: a point
 value is the column of ones. That makes a thousand resamples one matrix operation, and keeps a value and its interval
 from ever following two definitions. numpy alone is needed, because fine-tuning picks its epoch by a metric on machines
@@ -44,8 +48,8 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "auroc": Metric("AUROC", True, "Chance that a positive row scores above a negative one, ties half. Several "
-                    "classes: each against the rest, then the mean; several findings: the mean."),
+    "auroc": Metric("AUROC", True, "Chance that a positive row scores above a negative one of the same model, ties "
+                    "half. Several classes: each against the rest, then the mean; several findings: the mean."),
     "average_precision": Metric("average precision", True, "Sum of precision times gain in recall over the thresholds, "
                                 "without interpolation; averaged over classes or findings like AUROC."),
     "accuracy": Metric("accuracy", True, "Share of rows whose most probable class is right; per finding at 0.5."),
@@ -104,8 +108,8 @@ def values(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike) -> d
     return {name: float(column[0]) for name, column in score(kind, labels, predicted).items()}
 
 
-def score(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
-          weights: npt.ArrayLike | None = None) -> dict[str, Floats]:
+def score(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, weights: npt.ArrayLike | None = None,
+          models: npt.ArrayLike | None = None) -> dict[str, Floats]:
     """Every metric of the kind, for each weighting of the rows.
 
     Args:
@@ -114,29 +118,34 @@ def score(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
         predicted: n K: probabilities over the classes, probability of each finding, or numbers; n 3K: TP, FP, FN in
             pixels, class by class (segmentation, see overlap.counts).
         weights: n R, how often each row counts; None is once each.
+        models: n whole numbers: which model predicted the row, see above; None is one model for all.
 
     Returns:
         name -> R numbers. Classes, findings and columns are averaged over those that have both outcomes under the
         weighting (`left_out` names the others); NaN where none has.
     """
-    return score_with_outputs(kind, labels, predicted, weights)[0]
+    return score_with_outputs(kind, labels, predicted, weights, models)[0]
 
 
 def score_with_outputs(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,
-                       weights: npt.ArrayLike | None = None) -> tuple[dict[str, Floats], dict[int, dict[str, Floats]]]:
+                       weights: npt.ArrayLike | None = None, models: npt.ArrayLike | None = None,
+                       ) -> tuple[dict[str, Floats], dict[int, dict[str, Floats]]]:
     """What `score` gives, and the metrics that one class, finding or column has of its own: output -> name -> R.
 
     Outputs that `left_out` names are absent. Of two classes only the second is told.
     """
     labels, predicted, weights = _checked(kind, labels, predicted, weights)
+    models = np.zeros(len(predicted), np.int64) if models is None else np.asarray(models, np.int64)
+    if models.shape != (len(predicted),):
+        raise ValueError(f"models: found shape {models.shape} for {len(predicted)} rows, expected one number per row.")
     if kind == "single_label":
         known = ~np.isnan(labels[:, 0])
         y, p, w = labels[known, 0].astype(int), predicted[known], weights[known]
-        classes = _classes(y, p, w)
+        classes = _classes(y, p, w, models[known])
         means = _mean_over_outputs(("auroc", "average_precision", "f1"), classes, w.shape[1])
         return {**means, **_rows(y, p, w)}, classes
     outputs = (overlap.score_by_class(labels, predicted, weights) if kind == "segmentation"
-               else _by_output(kind, labels, predicted, weights))
+               else _by_output(kind, labels, predicted, weights, models))
     return _mean_over_outputs(NAMES[kind], outputs, weights.shape[1]), outputs
 
 
@@ -211,12 +220,7 @@ def bin_of(probability: Floats) -> npt.NDArray[np.int64]:
 
 def auroc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
     """Area under the receiver operating characteristic, from the counts of positives above negatives."""
-    return _ranking(positive, scores, weights)["auroc"]
-
-
-def average_precision(positive: Bools, scores: Floats, weights: Floats) -> Floats:
-    """Area under the steps of precision over recall. NaN without a positive or without a negative row."""
-    return _ranking(positive, scores, weights)["average_precision"]
+    return _ranking(positive, scores, weights, np.zeros(len(scores), np.int64))["auroc"]
 
 
 def calibration_error(right: Floats, certain: Floats, weights: Floats) -> Floats:
@@ -257,31 +261,33 @@ def _rows(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
     }
 
 
-def _classes(y: Ints, p: Floats, w: Floats) -> dict[int, dict[str, Floats]]:
+def _classes(y: Ints, p: Floats, w: Floats, models: Ints) -> dict[int, dict[str, Floats]]:
     """Each class against the rest."""
     chosen, num_classes = p.argmax(axis=1), p.shape[1]
     absent = left_out("single_label", y[:, None], num_classes)
     told = [1] if num_classes == 2 else range(num_classes)
-    return {k: {**_ranking(y == k, p[:, k], w), "f1": _f1(y == k, chosen == k, w)} for k in told if k not in absent}
+    return {k: {**_ranking(y == k, p[:, k], w, models), "f1": _f1(y == k, chosen == k, w)}
+            for k in told if k not in absent}
 
 
-def _by_output(kind: TaskKind, labels: Floats, predicted: Floats, weights: Floats) -> dict[int, dict[str, Floats]]:
-    one: Callable[[Floats, Floats, Floats], dict[str, Floats]] = _finding if kind == "multi_label" else _column
+def _by_output(kind: TaskKind, labels: Floats, predicted: Floats, weights: Floats,
+               models: Ints) -> dict[int, dict[str, Floats]]:
+    one: Callable[[Floats, Floats, Floats, Ints], dict[str, Floats]] = _finding if kind == "multi_label" else _column
     absent = left_out(kind, labels, predicted.shape[1])
     result = {}
     for k in range(predicted.shape[1]):
         if k not in absent:
             known = ~np.isnan(labels[:, k])
-            result[k] = one(labels[known, k], predicted[known, k], weights[known])
+            result[k] = one(labels[known, k], predicted[known, k], weights[known], models[known])
     return result
 
 
-def _finding(label: Floats, p: Floats, w: Floats) -> dict[str, Floats]:
+def _finding(label: Floats, p: Floats, w: Floats, models: Ints) -> dict[str, Floats]:
     positive, called = label == 1, p >= THRESHOLD
     sensitivity = _divide((positive & called) @ w, positive @ w)
     specificity = _divide((~positive & ~called) @ w, ~positive @ w)
     return {
-        **_ranking(positive, p, w),
+        **_ranking(positive, p, w, models),
         "accuracy": _divide((positive == called) @ w, w.sum(axis=0)),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "f1": _f1(positive, called, w),
@@ -290,7 +296,8 @@ def _finding(label: Floats, p: Floats, w: Floats) -> dict[str, Floats]:
     }
 
 
-def _column(label: Floats, p: Floats, w: Floats) -> dict[str, Floats]:
+def _column(label: Floats, p: Floats, w: Floats, models: Ints) -> dict[str, Floats]:
+    """Numbers have the label's own unit, whichever model says them: ranks are taken over all rows."""
     total, error = w.sum(axis=0), p - label
     square = _divide(error**2 @ w, total)
     mean = _divide(label @ w, total)
@@ -313,11 +320,21 @@ def _f1(positive: Bools, called: Bools, w: Floats) -> Floats:
     return np.where(both, _divide(2 * hits, 2 * hits + wrong), np.nan)
 
 
-def _ranking(positive: Bools, scores: Floats, weights: Floats) -> dict[str, Floats]:
-    """AUROC and average precision from one pass over the thresholds, which lie between blocks of equal score."""
-    if len(scores) == 0:
-        nothing = np.full(weights.shape[1], np.nan)
-        return {"auroc": nothing, "average_precision": nothing}
+def _ranking(positive: Bools, scores: Floats, weights: Floats, models: Ints) -> dict[str, Floats]:
+    """AUROC: of all pairs of a positive and a negative row of one model. Average precision: the mean over positive rows
+    of the precision among the rows of their model, of those models that have a negative row."""
+    right = pairs = area = found = np.zeros(weights.shape[1])
+    for model in np.unique(models):
+        own = models == model
+        ordered, precisions, positives, negatives = _counts(positive[own], scores[own], weights[own])
+        right, pairs = right + ordered, pairs + positives * negatives
+        area, found = area + np.where(negatives > 0, precisions, 0), found + np.where(negatives > 0, positives, 0)
+    return {"auroc": _divide(right, pairs), "average_precision": _divide(area, found)}
+
+
+def _counts(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Pairs in the right order, sum of precisions over positive rows, positive rows, negative rows; R each. One pass
+    over the thresholds, which lie between blocks of equal score."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) < 0])
     sorted_weights = weights[order]
@@ -328,8 +345,7 @@ def _ranking(positive: Bools, scores: Floats, weights: Floats) -> dict[str, Floa
     # Negatives below a block, and half of those in it: all, less those above, less half of those inside.
     beaten = negatives - (called - found) + 0.5 * (size - hits)
     area = (hits * found / np.maximum(called, 1e-300)).sum(axis=0)
-    return {"auroc": _divide((hits * beaten).sum(axis=0), positives * negatives),
-            "average_precision": np.where(negatives > 0, _divide(area, positives), np.nan)}
+    return (hits * beaten).sum(axis=0), area, positives, negatives
 
 
 def _ranks(x: Floats, weights: Floats) -> Floats:

@@ -113,7 +113,8 @@ def draw_groups(num_groups: int, resamples: int, seed: int) -> npt.NDArray[np.in
 
 
 def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, groups: Sequence[str],
-           resamples: int = 1000, seed: int = 0, among: Sequence[str] = ()) -> Spread:
+           resamples: int = 1000, seed: int = 0, among: Sequence[str] = (),
+           models: npt.ArrayLike | None = None) -> Spread:
     """Score one arm on all rows and on resamples of its groups.
 
     Args:
@@ -121,6 +122,7 @@ def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, grou
         predicted: S n K: one set of probabilities or numbers per seed; of masks S n 3K, see metrics.score.
         groups: the group of each row.
         among: draw among these groups, which hold all of `groups`, so that parts of the rows see the same draws.
+        models: S n: which model of a seed predicted a row; see metrics. None: one model per seed.
 
     Two arms scored with the same labels, groups, resamples and seed see the same draws.
     """
@@ -129,7 +131,8 @@ def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, grou
         raise ValueError(f"predictions: found shape {p.shape} with {len(groups)} groups for {len(y)} rows, expected "
                          "seeds x rows x outputs and one group per row.")
     known = metrics.known_rows(y)
-    y, p = y[known], p[:, known]
+    said_by = np.zeros(p.shape[:2], np.int64) if models is None else np.asarray(models, np.int64)
+    y, p, said_by = y[known], p[:, known], said_by[:, known]
     names, member = np.unique(np.asarray(groups, dtype=str)[known], return_inverse=True)
     every = np.unique(np.asarray(among, dtype=str)) if len(among) else names
     drawn = draw_groups(len(every), resamples, seed) if len(every) else np.zeros((0, resamples), np.int64)
@@ -137,11 +140,11 @@ def spread(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike, grou
     drawn = np.concatenate([np.ones((len(names), 1), np.int64), drawn], axis=1)  # column 0: every group once
     step = max(1, ENTRIES // max(1, len(y)))
     per_seed = []
-    for one in p:
+    for one, own in zip(p, said_by, strict=True):
         parts = []
         for start in range(0, drawn.shape[1], step):
             weights = drawn[member, start:start + step].astype(np.float64)
-            parts.append(metrics.score_with_outputs(kind, y, one, weights))
+            parts.append(metrics.score_with_outputs(kind, y, one, weights, own))
         per_seed.append(parts)
     joined = {name: _join([[part[0][name] for part in parts] for parts in per_seed]) for name in metrics.NAMES[kind]}
     outputs = {k: {name: _join([[part[1][k][name] for part in parts] for parts in per_seed])

@@ -73,8 +73,8 @@ def answer_of(name: str, settings: VerdictRun, prepared: Prepared, told: Mapping
     tested, headline = Tested.of(settings, prepared), headline_of(settings, prepared)
     kind = prepared.contract.tasks[settings.task].kind
 
-    def scored(predicted: np.ndarray) -> Spread:
-        return spread(kind, tested.labels, predicted, tested.groups, settings.resamples)
+    def scored(said: Said) -> Spread:
+        return spread(kind, tested.labels, said.predicted, tested.groups, settings.resamples, models=said.models)
 
     names = list(dict.fromkeys(cell.way for cell in told))
     sign = 1.0 if metrics.METRICS[headline].higher_is_better else -1.0
@@ -107,23 +107,39 @@ def answer_of(name: str, settings: VerdictRun, prepared: Prepared, told: Mapping
                   folds=settings.folds, recipe=recipe, watts=settings.watts)
 
 
-def joined(own: Mapping[Cell, Told], settings: VerdictRun, prepared: Prepared, tested: Tested) -> np.ndarray:
-    """S n K: what one way says with one budget; the folds of a seed side by side."""
-    if not settings.folds:
-        return np.stack([one.predicted for one in own.values()])
-    whole = []
+@dataclass(frozen=True)
+class Said:
+    """What one way with one budget, or a simple model, says of the tested rows."""
+
+    predicted: np.ndarray
+    """S n K."""
+    models: np.ndarray
+    """S n: the fold whose model said it; zeros without folds."""
+
+
+def joined(own: Mapping[Cell, Told], settings: VerdictRun, prepared: Prepared, tested: Tested) -> Said:
+    """What one way says with one budget; the folds of a seed side by side."""
+    seeds = []
     for seed in settings.seeds:
-        parts = [(np.searchsorted(tested.rows, tested_rows(cell, prepared)), one.predicted)
-                 for cell, one in own.items() if cell.seed == seed]
-        whole.append(np.zeros((len(tested.rows), parts[0][1].shape[1]), parts[0][1].dtype))
-        for at, predicted in parts:
-            whole[-1][at] = predicted
-    return np.stack(whole)
+        parts = {cell.fold: (tested_rows(cell, prepared), one.predicted) for cell, one in own.items()
+                 if cell.seed == seed}
+        seeds.append(_side_by_side(parts, tested))
+    return Said(np.stack([predicted for predicted, _ in seeds]), np.stack([models for _, models in seeds]))
 
 
-def _floors(settings: VerdictRun, prepared: Prepared, tested: Tested, root: Path,
-            headline: str) -> dict[str, np.ndarray]:
-    """What each simple model says of the tested rows, 1 n K; with folds, of those that the first seed draws."""
+def _side_by_side(parts: Mapping[int, tuple[np.ndarray, np.ndarray]], tested: Tested) -> tuple[np.ndarray, np.ndarray]:
+    """n K and n: what the model of each fold said of its rows, and whose rows they are."""
+    first = next(iter(parts.values()))[1]
+    predicted = np.zeros((len(tested.rows), first.shape[1]), first.dtype)
+    models = np.zeros(len(tested.rows), np.int64)
+    for fold, (rows, own) in parts.items():
+        at = np.searchsorted(tested.rows, rows)
+        predicted[at], models[at] = own, fold
+    return predicted, models
+
+
+def _floors(settings: VerdictRun, prepared: Prepared, tested: Tested, root: Path, headline: str) -> dict[str, Said]:
+    """What each simple model says of the tested rows; with folds, of those that the first seed draws."""
     found = {}
     for asked in settings.floors:
         if not settings.folds:
@@ -134,16 +150,11 @@ def _floors(settings: VerdictRun, prepared: Prepared, tested: Tested, root: Path
                               start=settings.arms.pretrained)
             parts = [rows_of(Cell("", "", 1.0, settings.seeds[0], run, settings.folds, fold), prepared)
                      for fold in range(settings.folds)]
-        models = []
-        predicted = np.zeros(0)
-        for part in parts:
-            one = floor_on(prepared, settings.task, asked, part, root, headline)
-            models.append(one.model)
-            if not len(predicted):
-                predicted = np.zeros((len(tested.rows), one.predicted.shape[1]))
-            predicted[np.searchsorted(tested.rows, part.test)] = one.predicted
-        chosen = models[0] if len(models) == 1 else f"{len(models)} folds"
-        found[f"{asked.kind} ({chosen})"] = predicted[None]
+        fitted = [floor_on(prepared, settings.task, asked, part, root, headline) for part in parts]
+        both = enumerate(zip(parts, fitted, strict=True))
+        predicted, models = _side_by_side({fold: (part.test, one.predicted) for fold, (part, one) in both}, tested)
+        chosen = fitted[0].model if len(fitted) == 1 else f"{len(fitted)} folds"
+        found[f"{asked.kind} ({chosen})"] = Said(predicted[None], models[None])
     return found
 
 

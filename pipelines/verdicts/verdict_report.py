@@ -232,8 +232,9 @@ def _tested(answer: Answer) -> str:
     if not answer.folds:
         return ""
     return (f"Each seed draws {answer.folds} folds over all labelled groups: every row is predicted by models that "
-            "learnt from other folds, and scored once per seed. Models of different folds share much of what they "
-            "learnt from, which the intervals do not know. ")
+            "learnt from other folds, and scored once per seed. AUROC and average precision set a row against rows of "
+            "its own fold alone, since the models of two folds need not agree on where zero is. Models of different "
+            "folds share much of what they learnt from, which the intervals do not know. ")
 
 
 def _page(answer: Answer, rows: list[dict[str, Any]], recipe: str, picture: Path | None) -> str:

@@ -54,6 +54,27 @@ def test_two_classes_equal_scikit_learn_under_every_weighting_and_with_ties(seed
             assert ours[name][r] == pytest.approx(value, abs=1e-12), (name, r)
 
 
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+def test_models_of_several_folds_are_ordered_each_by_itself(kind: str) -> None:
+    """Brute force over pairs of one model; a model's average precision counts as often as it has positive rows."""
+    y, p = _binary(3)
+    models, w = np.arange(ROWS) % 4, np.c_[np.ones(ROWS), _counts(3)]
+    y[models == 3] = 1  # a fold of one outcome has no pair to tell, and its rows no precision
+    p = np.round(np.clip(p + 0.1 * models, 0, 1), 1)
+    labels, predicted = y[:, None].astype(float), np.c_[1 - p, p] if kind == "single_label" else p[:, None]
+    ours = metrics.score(kind, labels, predicted, w, models)
+    for r in range(w.shape[1]):
+        pair = w[:, None, r] * w[None, :, r] * ((y[:, None] == 1) & (y == 0) & (models[:, None] == models))
+        ordered = (p[:, None] > p) + 0.5 * (p[:, None] == p)
+        assert ours["auroc"][r] == pytest.approx((pair * ordered).sum() / pair.sum(), abs=1e-12)
+        told = [(judge.average_precision_score(y[own], p[own], sample_weight=w[own, r]), w[own & (y == 1), r].sum())
+                for own in (models == k for k in range(3))]
+        values, positives = np.transpose(told)
+        assert ours["average_precision"][r] == pytest.approx(np.average(values, weights=positives), abs=1e-12)
+    pooled = metrics.score(kind, labels, predicted, w)
+    assert ours["auroc"][0] > pooled["auroc"][0] and np.array_equal(ours["brier"], pooled["brier"])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_several_classes_equal_scikit_learn_under_every_weighting(seed: int) -> None:
     y, p = _several(seed)

@@ -12,11 +12,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from domains.sample import Task
+from pipelines.scoring.uncertainty import spread
 from pipelines.settings import build
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.verdict import VerdictRun
+from pipelines.verdicts import verdict_answer
 from pipelines.verdicts.cells import Cell, Told
-from pipelines.verdicts.verdict_answer import answer_of
+from pipelines.verdicts.verdict_answer import answer_of, joined
 from pipelines.verdicts.verdict_report import Answer
 
 ROWS, GROUPS = 80, 40
@@ -106,3 +108,23 @@ def test_an_outcome_that_no_tested_row_has_is_not_estimable_and_not_no_differenc
     assert answer.gains["pretrained full"].verdict == "not estimable"
     assert answer.sentence("pretrained full").endswith("the test rows lack an outcome.")
     assert not any(key.startswith("pretrained full.gain.") for key in answer.flat())
+
+
+def test_with_folds_each_models_scores_are_set_against_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model of every second fold says a little more of every row, which makes no ordering of its own rows worse."""
+    rows, folds = np.arange(ROWS), 2
+    monkeypatch.setattr(verdict_answer, "tested_rows", lambda cell, prepared: rows[cell.fold::folds])
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, (ROWS, 2)).astype(float)
+    tested = verdict_answer.Tested(rows, labels, [f"g{row % GROUPS}" for row in rows])
+    settings: Any = SimpleNamespace(seeds=(0, 1))
+    own, honest = {}, []
+    for seed in settings.seeds:
+        said = np.clip(labels + rng.normal(size=labels.shape), -1, 2) / 6 + 0.2
+        honest.append(np.mean([[roc_auc_score(labels[k::2, j], said[k::2, j]) for j in (0, 1)] for k in (0, 1)]))
+        for fold in range(folds):
+            own[Cell("scratch", "full", 1.0, seed, RUN, folds, fold)] = Told(said[fold::folds] + 0.5 * fold, {})
+    one = joined(own, settings, None, tested)  # type: ignore[arg-type]
+    found = spread("multi_label", labels, one.predicted, tested.groups, 20, models=one.models).metrics["auroc"][:, 0]
+    pooled = spread("multi_label", labels, one.predicted, tested.groups, 20).metrics["auroc"][:, 0]
+    assert np.allclose(found, honest, atol=0.02) and (found > pooled + 0.1).all()
