@@ -156,6 +156,19 @@ def test_a_query_knows_its_own_place_and_looks_at_the_other_queries():
     torch.testing.assert_close(turned.flip(1), codes)
     fewer = model.regress(patches, mask._replace(hidden=mask.hidden[:, :2]))
     assert float((fewer[:, 0] - codes[:, 0]).detach().abs().max()) > 1e-4
+    moved = model.regress(patches, mask._replace(hidden=torch.tensor([20, 30, 12]).expand(BATCH, -1)))
+    assert float((moved[:, 0] - codes[:, 0]).detach().abs().max()) > 1e-4, "what the others ask for is seen too"
+
+
+def test_equal_codes_are_decoded_by_their_places():
+    model, x = make("image")
+    model.eval()
+    patches = model.encoder.tokenizer.patchify(x)
+    mask = Mask(torch.arange(9).expand(BATCH, -1), torch.tensor([20, 30, 35]).expand(BATCH, -1))
+    decoded = model.decode(torch.zeros(BATCH, 3, 24), patches, mask).detach()
+    assert float((decoded[:, 0] - decoded[:, 1]).abs().amax(-1).min()) > 0.1
+    turned = model.decode(torch.zeros(BATCH, 3, 24), patches, mask._replace(hidden=mask.hidden.flip(1))).detach()
+    torch.testing.assert_close(turned.flip(1), decoded)
 
 
 @pytest.mark.parametrize(("tokenizer", "changes", "said"), [
