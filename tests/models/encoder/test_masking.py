@@ -107,6 +107,16 @@ def test_channel_masking_draws_the_number_of_channels_uniformly_and_equally_for_
     assert counts[0] == 0 and (counts[1:] / 800 - 0.25).abs().max() < 0.06
 
 
+def test_each_sample_chooses_its_own_channels_each_equally_often():
+    cut = patches(known=False, batch=200)
+    masking = ChannelMasking(ratio=0.5, min_channels=2, max_channels=2)
+    mask = masking(cut, chance(batch=200))
+    channels = torch.cat([mask.visible, mask.hidden], 1) // 16              # the 16 places of band 0, of band 1, ...
+    kept = torch.stack([(channels == band).any(1) for band in range(4)], 1)
+    assert (kept.sum(1) == 2).all() and len(kept.unique(dim=0)) == 6, "every pair of four"
+    assert (kept.float().mean(0) - 0.5).abs().max() < 0.12
+
+
 def test_a_band_that_a_sample_lacks_is_never_chosen():
     cut = patches(known=True)
     for step in range(20):

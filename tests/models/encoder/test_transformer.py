@@ -63,6 +63,18 @@ def test_without_a_class_token_the_summary_is_the_mean_of_the_tokens_that_hold_d
     torch.testing.assert_close(features.summary[1], features.tokens[1].mean(0))
 
 
+@pytest.mark.parametrize("last_norm", [True, False])
+def test_tokens_leave_the_encoder_normalised_unless_it_was_asked_to_leave_them(last_norm):
+    torch.manual_seed(0)
+    settings = EncoderSettings(tokenizer=Grid(patch=(4, 4)), size=Shape(24, 2, 2), last_norm=last_norm)
+    encoder = Encoder(settings, 1).eval()
+    features = encoder(encoder.tokenizer.patchify(torch.randn(2, 1, 8, 8)), layers=(1,))
+    last = features.layers[-1]
+    expected = torch.nn.functional.layer_norm(last, (24,), eps=1e-6) if last_norm else last
+    torch.testing.assert_close(features.tokens, expected[:, 1:])
+    torch.testing.assert_close(features.summary, expected[:, 0])
+
+
 def test_mean_and_maximum_leave_filler_out_and_are_0_of_nothing():
     tokens = torch.tensor([[[-1.0], [-3.0], [9.0]], [[1.0], [2.0], [6.0]], [[7.0], [7.0], [7.0]]])
     valid = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
