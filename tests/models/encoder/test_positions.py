@@ -23,7 +23,7 @@ def test_sines_and_cosines_are_those_of_the_paper_the_last_axis_first_as_in_mae(
     share = dim // (2 * len(grid)) * 2
     expected = []
     for place in places:
-        axes = place if first_axis_first else place[::-1]                    # x, y(, z): MAE's code puts the column first
+        axes = place if first_axis_first else place[::-1]               # MAE puts the column first
         code = [value for position in axes for value in waves(position, share)]
         expected.append(code + [0.0] * (dim - len(code)))
     code = GridPositions(dim, len(grid), first_axis_first)(torch.tensor(places, dtype=torch.float32)[None], grid)

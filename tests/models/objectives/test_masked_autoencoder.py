@@ -7,7 +7,7 @@ from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
 from models.objectives.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderSettings
-from models.objectives.readouts import ChamferReadout, PixelReadout
+from models.objectives.readouts import ChamferReadout, PixelReadout, Pixels
 from tests.models.objectives.tiny import chance, train, trainable, with_hidden_overwritten
 
 CASES = {
@@ -86,6 +86,38 @@ def test_normalised_targets_follow_the_paper():
     target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     loss = model.readout(decoded, x, patches, mask).double()
     torch.testing.assert_close(loss, target.square().mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("readout", [PixelReadout(), PixelReadout(error="absolute"), PixelReadout(normalise_patch=True),
+                                     PixelReadout(normalise_patch=True, biased_variance=True)])
+def test_a_loss_is_the_mean_over_known_values_of_a_sample_then_over_samples(readout):
+    """Value by value in float64; a patch is normalised by its own known values."""
+    torch.manual_seed(0)
+    values, known, place = torch.randn(3, 4, 6) * 3 + 5, torch.rand(3, 4, 6) < 0.7, torch.zeros(3, 4, 2)
+    known[0] = True
+    known[1, 3] = False
+    known[..., :2] = known[..., :2] | (torch.arange(4) < 3)[:, None]         # two known ones make a deviation
+    patches = Patches(values.masked_fill(~known, -50.0), place, known)
+    mask = Mask(torch.tensor([[0]] * 3), torch.tensor([[1, 2, 3]] * 3), None, torch.tensor([[True, True, True],
+                                                                                           [True, True, False],
+                                                                                           [True, False, False]]))
+    encoder = Encoder(EncoderSettings(tokenizer=Grid(patch=(2, 3)), size=Shape(24, 1, 2)), 1)
+    pixels, decoded = Pixels(readout, 8, encoder), torch.randn(3, 3, 8)
+    guess, per_sample = pixels.project(decoded).detach().double(), []
+    for b in range(3):
+        errors = []
+        for h in range(3):
+            there = known[b, h + 1]
+            if not mask.hidden_valid[b, h]:
+                continue
+            target, said = values[b, h + 1, there].double(), guess[b, h, there]
+            if readout.normalise_patch:
+                target = (target - target.mean()) / (target.var(correction=int(not readout.biased_variance))
+                                                     + 1e-6).sqrt()
+            errors += [abs(e) if readout.error == "absolute" else e * e for e in (said - target).tolist()]
+        per_sample.append(sum(errors) / len(errors))
+    loss = float(pixels(decoded, torch.empty(0), patches, mask).detach())
+    assert loss == pytest.approx(sum(per_sample) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize(("tokenizer", "masking", "readout", "said"), [
