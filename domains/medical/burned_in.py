@@ -9,6 +9,7 @@ Legend: H W pixels, K marks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,12 +185,15 @@ def _lines(marks: Marks, edge: int) -> list[tuple[int, int, int, int]]:
               & (marks.area >= 0.12 * marks.height * marks.width) & (marks.area >= 5))
     order = np.flatnonzero(letter)
     order = order[np.argsort(marks.left[order], kind="stable")]
+    after = _neighbours(order, marks)
+    goes_on = np.zeros(len(marks.top), bool)
+    goes_on[list(after)] = True
     taken = np.zeros(len(marks.top), bool)
     found = []
-    for start in order:
-        if taken[start]:
+    for start in after:
+        if taken[start] or not goes_on[after[start]].any():  # a line has at least three marks
             continue
-        chain = _chain(int(start), order, marks, taken)
+        chain = _chain(start, after, marks, taken)
         if len(chain) >= MIN_MARKS and _is_print(np.array(chain), marks):
             taken[chain] = True
             rows = np.array(chain)
@@ -198,23 +202,38 @@ def _lines(marks: Marks, edge: int) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def _chain(start: int, order: np.ndarray, marks: Marks, taken: np.ndarray) -> list[int]:
+def _neighbours(order: np.ndarray, marks: Marks) -> dict[int, np.ndarray]:
+    """Each mark that a line may go on from -> those that it may go on to, from the left.
+
+    Args:
+        order: marks that could be letters, from the left.
+    """
+    left, height, grey = marks.left[order], marks.height[order], marks.grey[order]
+    right, middle = left + marks.width[order], (marks.top + marks.height / 2)[order]
+    first = np.searchsorted(left, np.maximum(right - 0.3 * height - 1, left), side="left")
+    last = np.searchsorted(left, right + 1.2 * height + 1, side="right")
+    counts = np.maximum(last - first, 0)
+    a = np.repeat(np.arange(len(order)), counts)
+    b = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(len(a))
+    gap = left[b] - right[a]
+    fits = ((gap >= -0.3 * height[a]) & (gap <= 1.2 * height[a]) & (left[b] > left[a])
+            & (np.abs(middle[b] - middle[a]) <= 0.3 * height[a])
+            & (height[b] <= 1.5 * height[a]) & (height[b] >= height[a] / 1.5)
+            & (np.abs(grey[b] - grey[a]) <= 2 * SAME_GREY))  # both may be as far from the line's first, to either side
+    a, b = a[fits], b[fits]
+    starts = np.flatnonzero(np.diff(a, prepend=-1))
+    return dict(zip(order[a[starts]].tolist(), np.split(order[b], starts[1:]), strict=True)) if len(a) else {}
+
+
+def _chain(start: int, after: Mapping[int, np.ndarray], marks: Marks, taken: np.ndarray) -> list[int]:
     """From the leftmost mark to the right, each time the nearest that goes on with the line."""
     chain = [start]
-    while True:
-        now = chain[-1]
-        right = marks.left[now] + marks.width[now]
-        height = marks.height[now]
-        gap = marks.left[order] - right
-        middle = np.abs((marks.top + marks.height / 2)[order] - (marks.top[now] + height / 2))
-        fits = ((gap >= -0.3 * height) & (gap <= 1.2 * height) & (marks.left[order] > marks.left[now])
-                & (middle <= 0.3 * height) & ~taken[order]
-                & (marks.height[order] <= 1.5 * height) & (marks.height[order] >= height / 1.5)
-                & (np.abs(marks.grey[order] - marks.grey[start]) <= SAME_GREY))
-        if not fits.any():
-            return chain
-        candidates = order[fits]
-        chain.append(int(candidates[np.argmin(marks.left[candidates])]))
+    while len(near := after.get(chain[-1], ())):
+        fits = near[~taken[near] & (np.abs(marks.grey[near] - marks.grey[start]) <= SAME_GREY)]
+        if not len(fits):
+            break
+        chain.append(int(fits[0]))
+    return chain
 
 
 def _is_print(chain: np.ndarray, marks: Marks) -> bool:
