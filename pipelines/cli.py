@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         code: int | None = options.call(options)
         return code or 0
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept, and the same command goes on from there.", file=sys.stderr)
+        goes_on = "; what was finished is kept, and the same command goes on from there" if options.goes_on else ""
+        print(f"stopped{goes_on}.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left: `| head`
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         spoken = name.replace("_", "-")
         sub = commands.add_parser(spoken, help=help, description=help, aliases=[] if spoken == name else [name])
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        sub.set_defaults(call=call)
+        sub.set_defaults(call=call, goes_on=call in (_stage, _predict))
         return sub
 
     for stage, what in STAGES.items():
@@ -185,6 +186,9 @@ def _people_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _use_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--source", default="", help="read them as this source of the data run was read (units, bands)")
+    sub.add_argument("--bad-files", type=float, default=0.0, metavar="SHARE",
+                     help="share of the files that may be refused, from 0 (the default) to 1; with more the others are "
+                          "answered all the same, and the exit code is 3")
     sub.add_argument("--merge-tokens", type=int, default=0, metavar="R",
                      help="merge the R likest pairs of tokens in every block: faster, a little less exact")
     sub.add_argument("--patch", type=int, nargs="+", default=[], metavar="SIZE",
@@ -291,14 +295,15 @@ def _predict(options: argparse.Namespace) -> int:
     from pipelines.prediction.native import Edits
     from pipelines.prediction.predict import predict_to_folder
     return predict_to_folder(options.checkpoint, options.inputs, options.out, source=options.source,
-                             edits=Edits(options.merge_tokens, tuple(options.patch)), test_time=options.test_time)
+                             edits=Edits(options.merge_tokens, tuple(options.patch)), test_time=options.test_time,
+                             bad_files=options.bad_files)
 
 
 def _embed(options: argparse.Namespace) -> int:
     from pipelines.prediction.embed import embed_to_parquet
     from pipelines.prediction.native import Edits
     return embed_to_parquet(options.checkpoint, options.inputs, options.out, source=options.source,
-                            edits=Edits(options.merge_tokens, tuple(options.patch)))
+                            edits=Edits(options.merge_tokens, tuple(options.patch)), bad_files=options.bad_files)
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from domains.publish import sync_file, sync_folder
 from domains.quarantine import Limits
 from pipelines.prediction.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
+from pipelines.prediction.refused import check_share, code_of
 
 Numbered = tuple[int, Read]
 """A file that was refused, with its number among the files, from 1."""
@@ -44,15 +45,17 @@ def embed(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str =
 
 
 def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: Path, *, source: str = "",
-                     limits: Limits | None = None, device: str = "auto", edits: Edits = UNEDITED) -> int:
-    """Write columns key, path, sha256 and features (a list of E numbers). Returns 0, or 2 when no file could be
-    read."""
+                     limits: Limits | None = None, device: str = "auto", edits: Edits = UNEDITED,
+                     bad_files: float = 0.0) -> int:
+    """Write columns key, path, sha256 and features (a list of E numbers). Returns 0, or 3 when more than the share
+    `bad_files` of the files were refused, or all of them; then nothing is written."""
+    check_share(bad_files)
     native, done, refused = _read(checkpoint, inputs, source, limits, device, edits)
     print(f"embed: {len(done)} files done, {len(refused)} refused")
     for sentence in _said(refused):
         print(f"  {sentence}")
     if not done:
-        return 2
+        return code_of(len(refused), len(refused), bad_files)
     features = np.concatenate([read.values for read in done]).astype(np.float32)
     pieces = [(read, suffix) for read in done for suffix in read.suffixes]
     table = pa.table({
@@ -71,7 +74,7 @@ def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: 
         temporary.unlink(missing_ok=True)
     sync_folder(out.parent)
     print(f"  {len(pieces)} rows of {features.shape[1]} numbers: {out}")
-    return 0
+    return code_of(len(refused), len(done) + len(refused), bad_files)
 
 
 def _said(refused: Sequence[Numbered]) -> list[str]:

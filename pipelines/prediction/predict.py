@@ -27,6 +27,7 @@ from domains.sample import ManifestRow, Task
 from domains.worker import hash_of
 from pipelines.prediction import clouds, masks
 from pipelines.prediction.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
+from pipelines.prediction.refused import check_share, code_of
 from pipelines.prediction.test_time import way_of
 
 TABLE, RECORDS, JOURNAL = "predictions.csv", "predictions.json", ".journal.jsonl"
@@ -67,9 +68,10 @@ def predict(checkpoint: str | Path, inputs: Sequence[str | Path], *, source: str
 
 def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out: Path, *, source: str = "",
                       limits: Limits | None = None, device: str = "auto", edits: Edits = UNEDITED,
-                      test_time: str = "") -> int:
+                      test_time: str = "", bad_files: float = 0.0) -> int:
     """Predict into `out`, skipping what is done; under test_time, where answers depend on each other, nothing is
-    skipped. Returns 0, or 2 when no file could be read."""
+    skipped. Returns 0, or 3 when more than the share `bad_files` of the files were refused, or all of them."""
+    check_share(bad_files)
     native = open_checkpoint(checkpoint, device, edits=edits)
     rows = rows_of(inputs, native, source)
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,7 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
     print(f"  {out / TABLE}\n  {out / RECORDS}")
     if of_masks(native) and len(refused) < len(rows):
         print(f"  {out / masks.TABLE}\n  {out / masks.FOLDER}")
-    return 2 if refused and len(refused) == len(rows) else 0
+    return code_of(len(refused), len(rows), bad_files)
 
 
 def result_of(read: Read, native: Native) -> dict[str, Any]:

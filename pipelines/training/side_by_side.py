@@ -7,15 +7,19 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from pipelines.training.resume import REPOSITORY
 
+PATIENCE = 60.0
+"""Seconds that processes have to save what they were training, after Ctrl-C."""
 Told = Callable[[Mapping[str, Any], int], None]
 """Called with (numbers, step), like `Run.metrics`."""
 
@@ -53,6 +57,11 @@ def side_by_side(module: str, request: Mapping[str, Any], count: int, told: Told
             children.append(_start(module, {**request, "share": [number, count]}, environment_of(number, count)))
         _listen(children, told)
         return sum(child.process.wait() != 0 for child in children)
+    except KeyboardInterrupt:
+        print(f"stopping: {count} processes finish their update and save it; Ctrl-C again stops at once.",
+              file=sys.stderr, flush=True)
+        _ask_to_stop(children)
+        raise
     finally:
         for child in children:
             child.end()
@@ -80,8 +89,9 @@ class _Child:
 def _start(module: str, request: Mapping[str, Any], environment: dict[str, str]) -> _Child:
     points, written = os.pipe()
     try:
+        # A group of its own: Ctrl-C in a terminal reaches the parent alone, which hands it on once
         process = subprocess.Popen([sys.executable, "-P", "-m", module, str(written)], stdin=subprocess.PIPE,
-                                   env=environment, pass_fds=(written,))
+                                   env=environment, pass_fds=(written,), process_group=0)
     finally:
         os.close(written)
     child = _Child(process, points)
@@ -92,6 +102,18 @@ def _start(module: str, request: Mapping[str, Any], environment: dict[str, str])
     except BrokenPipeError:
         pass  # likewise
     return child
+
+
+def _ask_to_stop(children: list[_Child]) -> None:
+    """Hand Ctrl-C on, and give them time to save; who has not ended by then is killed by the caller."""
+    for child in children:
+        child.process.send_signal(signal.SIGINT)
+    until = time.monotonic() + PATIENCE
+    for child in children:
+        try:
+            child.process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            print("stopping: a process has not ended in time; what it had saved before is kept.", file=sys.stderr)
 
 
 def _listen(children: list[_Child], told: Told) -> None:

@@ -21,6 +21,7 @@ from models.encoder.chance import Chance
 from pipelines.training.bad_steps import NotFinite, SkippedStep
 from pipelines.training.batches import Batch, RawBatch, Source, TrainingBatches
 from pipelines.training.prefetch import ahead
+from pipelines.training.stopping import stopping_after_an_update
 
 if TYPE_CHECKING:
     from pipelines.training.training_module import Training
@@ -165,6 +166,7 @@ def fit(job: Job) -> int:
         ValueError: the resume state cannot be read.
         NotFinite: on losses or gradients that are not finite, again and again.
         DiskFull, Unwritable: the resume state cannot be saved; the last one is kept.
+        KeyboardInterrupt: on Ctrl-C; where `resume` is set, the update is finished and saved first.
     """
     # Lightning takes seconds to load: whoever only asks for settings, or is refused, does not wait for it
     from pipelines.training.sharding import copied_parts
@@ -176,7 +178,7 @@ def fit(job: Job) -> int:
         job.model.load_state_dict(resumed["model"])
         if job.restore_watch is not None:
             job.restore_watch(resumed["watch"])
-    if start >= plan.steps:
+    if resumed is not None and (start >= plan.steps or resumed.get("ended")):
         return start
     if machine.strategy == "fsdp" and (plan.optimiser != "adamw" or plan.cautious):
         raise ValueError("strategy fsdp: found another optimiser, expected adamw that is not cautious, which is "
@@ -196,7 +198,8 @@ def fit(job: Job) -> int:
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # teachers are meant to
         with copied_parts(job.model) if machine.strategy == "fsdp" else nullcontext():
             try:
-                trainer.fit(module, train_dataloaders=batches)
+                with stopping_after_an_update(job.resume is not None and trainer.world_size == 1) as module.stop:
+                    trainer.fit(module, train_dataloaders=batches)
             finally:
                 batches.close()
     if module.trained:

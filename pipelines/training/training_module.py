@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import math
 import sys
 import time
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from pipelines.training.batches import RawBatch, on_device
 from pipelines.training.processes import started
 from pipelines.training.schedule import learning_rate_share, make_optimiser, parameter_groups
 from pipelines.training.sharding import gather, shard, spread, whole
+from pipelines.training.stopping import Stop
 from pipelines.training.training import Job, Machine, Optimisation, precision_of
 
 # Lightning greets every Trainer with a dozen lines and an advertisement; a stage makes many Trainers.
@@ -55,6 +57,7 @@ class Training(lightning.LightningModule):
         self.streak = 0
         self.good: dict[str, Any] = {}
         self.unproven: dict[str, Any] = {}
+        self.stop = Stop()
 
     def configure_model(self) -> None:
         """Cut the model over the devices, where that is asked for."""
@@ -117,6 +120,8 @@ class Training(lightning.LightningModule):
             self.train()
         if self.done % plan.log_every == 0:
             self._save()  # a point of the curve averages the steps since the last one: a resume starts at a point
+        if self.stop.asked:
+            self._save_and_leave()
         if self.bar is not None:
             self.bar.update(self.done - self.bar.n)
 
@@ -212,7 +217,15 @@ class Training(lightning.LightningModule):
             return
         self._write(state, self.done,
                     {"good": self.good, "unproven": bool(self.unproven), "streak": self.streak,
-                     "skips": [dataclasses.asdict(one) for one in job.skips]})
+                     "skips": [dataclasses.asdict(one) for one in job.skips], "sums": on_host(self.sums),
+                     "ended": self.trainer.should_stop})
+
+    def _save_and_leave(self) -> None:
+        """Somebody waits: also between two points of the curve, whose sums are saved."""
+        self._settle(0)
+        self.saved = -math.inf
+        self._save()
+        raise KeyboardInterrupt
 
     def _write(self, state: dict[str, Any], step: int, about: dict[str, Any]) -> None:
         assert self.job.resume is not None
@@ -227,6 +240,7 @@ class Training(lightning.LightningModule):
         self.streak = resumed.get("streak", 0)
         self.job.skips.extend(SkippedStep(**{**one, "rows": tuple(one["rows"]), "not_finite": tuple(one["not_finite"])})
                               for one in resumed.get("skips", []))
+        self.sums = {name: value.to(self.device) for name, value in resumed.get("sums", {}).items()}
         self.good = resumed.get("good") or self._state()
         if resumed.get("unproven"):  # no update was made since it was taken
             self.unproven = self._state()

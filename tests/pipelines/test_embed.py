@@ -45,14 +45,14 @@ def test_features_are_written_beside_their_keys_and_a_bad_file_is_left_out(
     tuned(tmp_path / "tuned", prepared, "xray")
     assert (
         embed_to_parquet(tmp_path / "tuned", [*files, "missing.png"], tmp_path / "out/features.parquet", limits=ONE)
-        == 0
+        == 3
     )
     table = pq.read_table(tmp_path / "out/features.parquet")
     assert table.column_names == ["key", "path", "sha256", "features"] and table.num_rows == 3
     assert np.array(table["features"].to_pylist()).shape == (3, 24)
     assert "refused file 4: no such file" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["features.parquet"]
-    assert embed_to_parquet(tmp_path / "tuned", ["missing.png"], tmp_path / "none.parquet", limits=ONE) == 2
+    assert embed_to_parquet(tmp_path / "tuned", ["missing.png"], tmp_path / "none.parquet", limits=ONE) == 3
 
 
 def test_three_lines_of_python_do_the_same(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def opened(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def run(folder: Path, files: list[Path], **more: Any) -> list[dict[str, Any]]:
-    assert prediction.predict_to_folder(folder / "checkpoint", files, folder / "out", limits=ONE, **more) == 0
+def run(folder: Path, files: list[Path], code: int = 0, **more: Any) -> list[dict[str, Any]]:
+    assert prediction.predict_to_folder(folder / "checkpoint", files, folder / "out", limits=ONE, **more) == code
     results: list[dict[str, Any]] = json.loads((folder / "out/predictions.json").read_text())
     return results
 
@@ -156,11 +156,11 @@ def test_a_bad_file_and_an_answer_that_is_not_finite_are_refused_and_stop_nothin
         made: tuple[str, list[Path], Prepared, Tuned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, files, _, _ = made
     files[1].write_bytes(files[1].read_bytes()[:60])
-    results = run(tmp_path, files)
+    results = run(tmp_path, files, code=3)
     assert [result["status"] for result in results] == ["done", "refused", "done"]
     assert not (tmp_path / "out/masks").joinpath(f"f1{masks_ending(results[0]['mask'])}").exists()
     monkeypatch.setattr(masks, "segment_of", lambda native: lambda values: np.full((3, *values.shape[1:]), np.nan))
-    assert prediction.predict_to_folder(tmp_path / "checkpoint", files[:1], tmp_path / "other", limits=ONE) == 2
+    assert prediction.predict_to_folder(tmp_path / "checkpoint", files[:1], tmp_path / "other", limits=ONE) == 3
     (refused,) = json.loads((tmp_path / "other/predictions.json").read_text())
     assert refused["reason"] == "the model's answer is not finite"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import lacuna
 from domains.quarantine import Limits
 from pipelines.prediction import native
 from pipelines.prediction import predict as prediction
@@ -110,7 +111,7 @@ def test_files_answered_together_are_never_skipped_and_are_done_again_alone(
     bad = files[0].parent / "broken.png"
     bad.write_bytes(b"\x89PNG not really")
     out = tmp_path / "out"
-    assert prediction.predict_to_folder(checkpoint, [*files, bad], out, limits=ONE, test_time="lame") == 0
+    assert prediction.predict_to_folder(checkpoint, [*files, bad], out, limits=ONE, test_time="lame") == 3
     assert "lame: each answer was drawn towards" in capsys.readouterr().out
     rows = _table(out)
     assert ["3 files answered together" in row["test_time"] for row in rows] == [True] * 3 + [False]
@@ -150,6 +151,26 @@ def _read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_a_script_notices_by_exit_code_3_that_a_file_was_refused_unless_it_allows_that_share(
+        xray: tuple[list[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    files, checkpoint = xray
+    bad = files[0].parent / "broken.png"
+    bad.write_bytes(b"\x89PNG not really")
+
+    def code(*more: object) -> int:
+        return lacuna.main([command, str(checkpoint), *map(str, more), "--out", str(tmp_path / "out")])
+
+    assert code(*files) == 0
+    assert code(*files, bad) == 3
+    assert "found 1 of 4 refused, expected at most 0.0%" in capsys.readouterr().err
+    assert code(*files, bad, "--bad-files", "0.25") == 0
+    assert code(*files, bad, "--bad-files", "0.2") == 3
+    assert code(bad, "--bad-files", "1") == 3, "there is no answer at all"
+    assert code(*files, "--bad-files", "5") == 2
+    assert "expected a share from 0 to 1" in capsys.readouterr().err
+
+
 def test_one_bad_file_is_said_and_the_others_are_done(xray: tuple[list[Path], Path], tmp_path: Path) -> None:
     files, checkpoint = xray
     (files[0].parent / "broken.png").write_bytes(b"\x89PNG not really")
@@ -157,7 +178,7 @@ def test_one_bad_file_is_said_and_the_others_are_done(xray: tuple[list[Path], Pa
         checkpoint, [*files, files[0].parent / "broken.png", "missing.png"], tmp_path / "out", limits=ONE
     )
     rows = _table(tmp_path / "out")
-    assert code == 0 and [row["status"] for row in rows] == ["done"] * 3 + ["refused"] * 2
+    assert code == 3 and [row["status"] for row in rows] == ["done"] * 3 + ["refused"] * 2
     assert "no such file" in rows[4]["reason"] and rows[3]["label"] == ""
     assert sum(float(rows[0][f"p.{name}"]) for name in ("no", "yes")) == pytest.approx(1, abs=1e-5)
     records = json.loads((tmp_path / "out" / prediction.RECORDS).read_text())

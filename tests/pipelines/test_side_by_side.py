@@ -101,6 +101,19 @@ def test_processes_of_a_killed_run_end_with_it(tmp_path):
     wait_until(lambda: not any(runs(int(path.name)) for path in tmp_path.iterdir()))
 
 
+def test_ctrl_c_is_handed_on_once_and_processes_have_time_to_save(tmp_path):
+    program = ("import pathlib, sys; from pipelines.training.side_by_side import side_by_side; "
+               "side_by_side('tests.pipelines.waits', {'mark': sys.argv[1], 'saves': True}, 2, print)")
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, process_group=0,
+                              env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    said = parent.communicate(timeout=60)[1]
+    assert "2 processes finish their update and save it" in said
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["saved", "saved"]
+    assert not any(runs(int(path.name)) for path in tmp_path.iterdir())
+
+
 def runs(process: int) -> bool:
     try:
         return "(zombie)" not in Path(f"/proc/{process}/status").read_text()

@@ -1,4 +1,5 @@
-"""A process for tests of pipelines/training/side_by_side.py: says that it is there, and waits."""
+"""A process for tests of pipelines/training/side_by_side.py: says that it is there, and waits. Asked to stop, it takes
+a moment to save, where the request says so."""
 
 import os
 import sys
@@ -9,5 +10,12 @@ from pipelines.training.side_by_side import asked
 
 if __name__ == "__main__":
     request, log = asked(sys.argv[1:])
-    (Path(request["mark"]) / str(os.getpid())).touch()
-    time.sleep(600)
+    mark = Path(request["mark"]) / str(os.getpid())
+    mark.touch()
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        if request.get("saves"):
+            time.sleep(1)
+            mark.write_text("saved")
+        sys.exit(130)
