@@ -185,6 +185,20 @@ def test_settings_that_mean_nothing_are_refused_with_the_reason():
         build_objective(DistillationSettings(), encoder("image"))
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_blocks_are_compared_by_the_mean_absolute_difference_of_each_sample_s_seen_patches(normalise):
+    model, x = make("image")
+    model.eval().match = MatchBlocks(normalise=normalise)
+    patches, mask = model.encoder.tokenizer.patchify(x), split(9, 36, filler=2)
+    features, _ = model.restore(patches, mask, (model.student_block,))
+    own = model.project(features.layers[0][:, -11:])[:, :9].detach().double()
+    told = model.teacher(patches, mask, (model.teacher_block,)).layers[0][:, -11:][:, :9].double()
+    if normalise:
+        own, told = (one / one.square().sum(-1, keepdim=True).sqrt() for one in (own, told))
+    found = model.compare_blocks(features, patches, mask).detach().double()
+    torch.testing.assert_close(found, (own - told).abs().mean(), rtol=1e-5, atol=0)
+
+
 def test_directions_are_compared_unless_asked_otherwise():
     model, x = make("image", "blocks")
     model.eval()

@@ -64,6 +64,13 @@ def test_positions_are_found_far_more_often_than_by_chance():
     assert (result.predicted - true).square().mean() < 0.5 * (true.flip(1) - true).square().mean()
 
 
+@pytest.mark.parametrize(("drop", "dropped"), [(0.75, 14), (0.25, 5)])
+def test_a_share_of_the_shown_patches_loses_its_position(drop, dropped):
+    model, x = make("image", drop=drop)
+    shown = model.choose(model.encoder.tokenizer.patchify(x), chance())
+    assert shown.seen.visible.shape == (BATCH, 18) and shown.split.hidden.shape == (BATCH, dropped)
+
+
 def test_a_dropped_position_reaches_nothing_but_its_target():
     model, x = make("image")
     model.eval()

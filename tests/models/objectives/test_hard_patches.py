@@ -131,6 +131,19 @@ def test_it_learns_which_patches_are_hard_and_hides_them():
     assert losses[1] > 1.1 * losses[0], "hard masks are harder than random ones"
 
 
+@pytest.mark.parametrize(("done", "hardest"), [(0.5, 6), (1.0, 13)])
+def test_the_share_of_the_hardest_grows_to_what_was_asked(done, hardest):
+    """Of 36 patches 27 are hidden, a quarter of them by rating half way, half at the end; the others are anybody's."""
+    model, x = make("image")
+    model.after_step(done)
+    patches = model.encoder.tokenizer.patchify(x)
+    ranked = model.rate(patches).argsort(1, descending=True)
+    masks = [model.choose(patches, chance(step)).hidden for step in range(20)]
+    for sample in range(BATCH):
+        always = set.intersection(*(set(hidden[sample].tolist()) for hidden in masks))
+        assert always == set(ranked[sample, :hardest].tolist())
+
+
 def test_the_teacher_reads_the_tokens_that_it_is_told_to_read():
     model, x = make("image")
     patches = model.encoder.tokenizer.patchify(x)

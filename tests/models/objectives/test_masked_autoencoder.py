@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.encoder.masking import ChannelMasking, RandomMasking
-from models.encoder.patches import Mask, Patches
+from models.encoder.patches import Mask, Patches, take
 from models.encoder.tokenizers import Bands, Grid, Groups
 from models.encoder.transformer import Encoder, EncoderSettings, Shape
 from models.objectives.decoders import DecoderSettings
@@ -118,6 +118,18 @@ def test_a_loss_is_the_mean_over_known_values_of_a_sample_then_over_samples(read
         per_sample.append(sum(errors) / len(errors))
     loss = float(pixels(decoded, torch.empty(0), patches, mask).detach())
     assert loss == pytest.approx(sum(per_sample) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_picture_of_what_was_asked_for_is_the_sample_itself_although_patches_are_normalised(biased):
+    model, x = make("image")
+    x = 3 * x + 5
+    patches = model.encoder.tokenizer.patchify(x)
+    mask = model.masking(patches, chance())
+    pixels = Pixels(PixelReadout(normalise_patch=True, biased_variance=biased), 8, model.encoder)
+    wanted, _ = pixels.target(patches, mask)
+    assert wanted.abs().max() < 4
+    torch.testing.assert_close(pixels.in_input_units(wanted, patches, mask), take(patches.values, mask.hidden))
 
 
 @pytest.mark.parametrize(("tokenizer", "masking", "readout", "said"), [

@@ -34,7 +34,7 @@ def test_the_distance_is_the_sum_over_the_width_averaged_over_samples_by_hand(ca
 
 @pytest.mark.parametrize("compare", ["summary", "tokens"])
 def test_the_same_encoder_is_at_no_distance_and_the_gradient_reaches_the_student_alone(compare):
-    student, teacher, x = encoder("image"), other("image"), samples("image")
+    student, teacher, x = encoder("image"), other("image").requires_grad_(True), samples("image")
     assert feature_distance(student.eval(), copy.deepcopy(student), x, None, compare) == 0
     feature_distance(student, teacher, x, None, compare).backward()
     assert any(weight.grad is not None and weight.grad.any() for weight in student.parameters())
