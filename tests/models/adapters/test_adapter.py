@@ -13,7 +13,7 @@ from models.adapters.adapter import (
     trunk_hash,
 )
 from models.adapters.bias import Bias, ShiftedLinear
-from models.adapters.bottleneck import Bottleneck
+from models.adapters.bottleneck import Bottleneck, BottleneckBlock
 from models.adapters.dynamic_prompts import DynamicPrompts
 from models.adapters.gated_prompts import GatedPrompts
 from models.adapters.lora import Lora, LoraLinear
@@ -64,6 +64,42 @@ def test_the_order_in_which_adapters_are_added_does_not_matter(pair):
                 value.copy_(0.3 + 0.1 * torch.randn(value.shape))
         outputs.append(everything(encoder(patches)))
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [Lora(), Bias(), Bottleneck(width=4)], ids=lambda one: one.kind)
+def test_no_block_makes_anything_else_at_the_start_to_the_bit(settings):
+    encoder, patches = make()
+    before = encoder(patches, layers=(0, 1, 2)).layers
+    add_adapter(encoder, settings)
+    after = encoder(patches, layers=(0, 1, 2)).layers
+    assert all(torch.equal(*both) for both in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_a_bottleneck_adds_its_scaled_way_down_and_up_to_what_the_block_makes(scale):
+    torch.manual_seed(0)
+    block, x = nn.Linear(6, 6), torch.randn(2, 5, 6)
+    new = BottleneckBlock(WithValid(block), 6, Bottleneck(width=3, scale=scale))
+    with torch.no_grad():
+        for name in new.ADDED:
+            getattr(new, name).normal_()
+    out = block(x).double()
+    normed = (out - out.mean(-1, keepdim=True)) / (out.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    few = normed @ new.down.double().T + new.down_bias.double()
+    few = few * 0.5 * (1 + torch.erf(few / 2 ** 0.5))
+    expected = out + scale * (few @ new.up.double().T + new.up_bias.double())
+    torch.testing.assert_close(new(x).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+class WithValid(nn.Module):
+    """A layer that is called as a block is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        return self.layer(x)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=named)

@@ -27,6 +27,16 @@ def test_it_has_no_effect_at_the_start_to_the_bit(layers):
     assert all(value.requires_grad for value in encoder.parameters())
 
 
+def test_queries_and_values_of_every_block_are_changed_unless_others_are_named():
+    encoder, _ = make()
+    before = [block.attention.qkv.weight.detach().clone() for block in encoder.blocks]
+    stirred(add_lora(encoder, Lora(rank=2)))
+    merge_adapters(encoder)
+    for old, block in zip(before, encoder.blocks, strict=True):
+        same = [torch.equal(*both) for both in zip(old.chunk(3), block.attention.qkv.weight.chunk(3), strict=True)]
+        assert same == [False, True, False]
+
+
 @pytest.mark.parametrize("layers", [("query", "value"), ("key",), EVERY])
 def test_merged_weights_compute_the_same(layers):
     encoder, patches = make()

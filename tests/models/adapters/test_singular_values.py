@@ -20,6 +20,17 @@ def test_a_split_layer_computes_the_same_at_the_start_whatever_its_sides(sides, 
     assert bool((new.values[:-1] >= new.values[1:]).all())
 
 
+def test_vectors_and_values_are_those_in_double_precision_rounded_once():
+    """Values alone are saved, so the vectors of nearly equal values must come out alike wherever they are loaded."""
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 24)
+    nn.init.orthogonal_(layer.weight)
+    exact = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
+    new = split(layer)
+    for own, part in zip((new.left, new.values, new.right), exact, strict=True):
+        assert torch.equal(own, part.float())
+
+
 def test_an_encoder_computes_the_same_at_the_start():
     encoder, patches = make()
     before = encoder(patches).tokens

@@ -131,6 +131,19 @@ def test_the_likest_become_one_and_the_order_of_the_others_stays():
 
 
 @torch.no_grad()
+def test_tokens_are_alike_by_the_keys_of_their_block():
+    encoder, patches = make()
+    merged, given = merge_tokens(encoder, 4), []
+    for block in encoder.blocks[1:]:
+        block.per_block = 0
+    encoder.blocks[0].register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    encoder(patches)
+    block = encoder.blocks[0].wrapped
+    keys = block.attention.qkv(block.norm1(given[0])).chunk(3, -1)[1].unflatten(-1, (4, -1)).mean(2)
+    assert torch.equal(merged.where, partners(keys, torch.ones(keys.shape[:2]), 4, protected=1))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("adapt", [
     lambda encoder: add_prompts(encoder, Prompts(num_prompts=3)),
     lambda encoder: add_prompts(encoder, Prompts(num_prompts=3, deep=True)),

@@ -34,6 +34,20 @@ def test_layers_have_batch_norm_and_dropout_and_feed_the_output():
     assert all(p.grad is not None for p in head.parameters())
 
 
+def test_a_probe_sees_features_standardised_by_training_statistics_and_learns_no_scale_of_its_own():
+    """Batch norm without parameters before the linear layer (MAE, appendix A.1, linear probing)."""
+    torch.manual_seed(0)
+    head, given = PredictSample(SampleHead(pool="summary", batch_norm=True), 8, 3), features()
+    assert [name for name, _ in head.named_parameters()] == ["output.weight", "output.bias"]
+    out = head.train()(given, PATCHES, torch.zeros(6, 1))
+    mean, variance = given.summary.mean(0), given.summary.var(0, correction=0)
+    torch.testing.assert_close(out, head.output((given.summary - mean) / (variance + 1e-6).sqrt()))
+    head.norm.running_mean.fill_(2.0)
+    head.norm.running_var.fill_(1e-6)
+    out = head.eval()(given, PATCHES, torch.zeros(6, 1))
+    torch.testing.assert_close(out, head.output((given.summary - 2) / 2e-6 ** 0.5))
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     ({"hidden": 4, "layers": (4,)}, r"found hidden 4 and layers \[4\], expected one of them"),
     ({"layers": (4, 0)}, "expected widths of at least 1"), ({"hidden": -1}, "expected widths of at least 1")])

@@ -60,6 +60,20 @@ def test_tokens_lie_where_they_were_cut_and_what_is_unknown_has_none(tokenizer):
         torch.testing.assert_close(found[1, :, 1, 0], inside)
 
 
+def test_early_blocks_join_at_fine_resolutions_and_late_ones_at_coarse():
+    """UNETR, figure 1."""
+    model, x, seen = tuned(Grid(patch=(8, 8))).eval(), torch.randn(1, 1, 32, 32), []
+    model.head.mix[2].register_forward_hook(lambda _, given, __: seen.append(given[0]))    # of 32
+    patches = model.encoder.tokenizer.patchify(x)
+    features = model.encode(patches)
+    assert len(features.layers) == 2
+    for changed in (None, 0, 1):
+        layers = tuple(layer + (i == changed) for i, layer in enumerate(features.layers))
+        model.head(features._replace(layers=layers), patches, x)
+    assert seen[0].shape[2:] == (8, 8)
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
 def test_prompts_are_no_part_of_the_map():
     model = tuned(Grid(patch=(8, 8)))
     x = torch.randn(1, 1, 16, 16)

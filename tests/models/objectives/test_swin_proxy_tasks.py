@@ -66,6 +66,17 @@ def test_the_losses_fall_on_one_batch():
     assert all(history[-1][name] < 0.8 * history[0][name] for name in history[0]), (history[0], history[-1])
 
 
+def test_the_two_views_of_a_sample_are_turned_and_cut_by_chances_of_their_own(monkeypatch):
+    model, x, seen = objective_of(), torch.randn(8, 1, 64, 64), []
+    answer = model.answer
+    monkeypatch.setattr(model, "answer", lambda both: (seen.append(both), answer(both))[1])
+    model(x, None, chance(8))
+    first, second = seen[0].chunk(2)
+    assert all(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    turns = [model.view(x, None, chance(8).branch(number)).turns.tolist() for number in range(2)]
+    assert turns[0] != turns[1]
+
+
 def test_contrast_is_the_cross_entropy_of_finding_the_other_view_among_all_but_oneself():
     first, second = torch.randn(3, 5), torch.randn(3, 5)
     codes = torch.cat([first, second]).double()

@@ -101,3 +101,6 @@ def test_a_model_without_norms_is_refused_in_a_sentence():
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     with pytest.raises(ValueError, match="found no norm"):
         minimise_entropy(model, lambda x, known: model(x), [(samples(), None)], "single_label", Tent())
+    with_unused = nn.ModuleDict({"norm": nn.LayerNorm(2), "asked": model})
+    with pytest.raises(ValueError, match="found no norm that the answers depend on"):
+        minimise_entropy(with_unused, lambda x, known: model(x), [(samples(), None)], "single_label", Tent())
