@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -109,6 +109,21 @@ def untrained(prepared: Path, kind: str, steps: int = 8, machine: dict[str, obje
     torch.manual_seed(0)
     model = MaskedAutoencoder(settings.objective, Encoder(settings.encoder, len(data.contract.channels)))
     return settings, model, Source(data, data.contract, domain_code(settings.domain), data.pool())
+
+
+class Killed(Exception):
+    """What stands for a process that ends in the middle of a training."""
+
+
+def killing(at: int) -> Callable[[int], bool]:
+    """A `watch` of a job that kills it after the update number `at`, before anything of that one is saved."""
+
+    def watch(step: int) -> bool:
+        if step == at:
+            raise Killed
+        return False
+
+    return watch
 
 
 def spoilt(losses: Losses, rows: Sequence[int]) -> Losses:

@@ -16,7 +16,7 @@ from pipelines.training.bad_steps import NotFinite
 from pipelines.training.batches import Batch, TrainingBatches
 from pipelines.training.training import Job, fit
 from pipelines.weights.checkpoints import state_hash
-from tests.fabricate import prepare, spoilt, untrained
+from tests.fabricate import Killed, killing, prepare, spoilt, untrained
 
 STEPS = 24
 
@@ -94,7 +94,9 @@ def test_a_run_that_stops_and_goes_on_skips_and_goes_back_like_one_that_did_not(
     assert any(one.back_to > 0 for one in whole.skips), "the test is about roll-backs too"
     for stop in (4, 10, 16):
         file = tmp_path / f"{stop}.pt"
-        fit(job(resume=file, every=stop, watch=lambda step, stop=stop: step == stop))
+        with pytest.raises(Killed):
+            fit(job(resume=file, every=1, watch=killing(stop + 1)))
+        assert torch.load(file, weights_only=True)["step"] == stop
         resumed = job(resume=file)
         fit(resumed)
         assert state_hash(resumed.model) == state_hash(whole.model) and resumed.skips == whole.skips, stop

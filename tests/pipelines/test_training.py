@@ -3,16 +3,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from domains.store import open_prepared
+from models.encoder.transformer import Encoder
+from models.objectives.masked_autoencoder import MaskedAutoencoder
+from pipelines.training import training_module
 from pipelines.training.batches import Source, TrainingBatches, domain_code
 from pipelines.training.schedule import layer_of, learning_rate_share
-from pipelines.training.training import Optimisation
-from tests.fabricate import prepare, restored, train_directly
+from pipelines.training.training import Job, Optimisation, fit
+from pipelines.weights.checkpoints import state_hash
+from tests.fabricate import Killed, killing, prepare, restored, train_directly, untrained
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +56,40 @@ def test_a_killed_run_that_resumes_ends_with_the_weights_of_one_that_was_not(tmp
     assert 0 < left["step"] < steps
     resumed = program(*asked, "--resume", str(tmp_path / "resume.pt"))
     assert resumed.communicate(timeout=300)[0].split()[-1] == whole.communicate(timeout=300)[0].split()[-1]
+
+
+def with_dropout(folder: Path, accumulate: int = 1, **changes: Any) -> Job:
+    """A job whose every block drops activations and branches."""
+    settings, _, source = untrained(folder, "xray", 8, {"accelerator": "cpu", "save_every_seconds": 0,
+                                                         "accumulate": accumulate})
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(settings.objective, Encoder(replace(settings.encoder, dropout=0.3, drop_path=0.3), 1))
+    return Job(model=model, losses=lambda batch, chance: model(batch.x, batch.known, chance), source=source,
+               augment=None, machine=settings.machine, seed=5, num_blocks=2, optimisation=settings.optimisation,
+               **changes)
+
+
+def test_a_run_with_dropout_that_stops_and_goes_on_ends_as_one_that_did_not(tmp_path):
+    folder = prepare(tmp_path / "data")
+    whole = with_dropout(folder)
+    fit(whole)
+    for stop in (2, 4):
+        file = tmp_path / f"{stop}.pt"
+        with pytest.raises(Killed):
+            fit(with_dropout(folder, resume=file, every=1, watch=killing(stop + 1)))
+        torch.manual_seed(99)                                               # another process has drawn other numbers
+        resumed = with_dropout(folder, resume=file)
+        assert fit(resumed) == 8 and state_hash(resumed.model) == state_hash(whole.model)
+
+
+def test_every_step_micro_batch_and_process_drops_something_else(tmp_path, monkeypatch):
+    folder, keys = prepare(tmp_path / "data"), []
+    monkeypatch.setattr(training_module, "seed_dropout", lambda key, device: keys.append(key))
+    for rank in (0, 1, 0):
+        monkeypatch.setattr(training_module.Training, "global_rank", rank)
+        fit(with_dropout(folder, accumulate=2))
+    first, second, again = keys[:16], keys[16:32], keys[32:]
+    assert len({*first, *second}) == 32 and again == first
 
 
 @pytest.mark.slow
