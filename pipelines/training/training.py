@@ -99,7 +99,8 @@ class Machine:
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16 on a GPU that has it, float32 elsewhere."""
     accumulate: int = 1
-    """Micro-batches per update, for batches that do not fit."""
+    """Micro-batches per update, for batches that do not fit. Each draws its own crops and masks, so another number is
+    another draw."""
     compile: bool = False
     """torch.compile the model: faster after a minute, on a GPU."""
     save_every_seconds: float = 300.0

@@ -3,6 +3,7 @@ not."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from models.encoder.build import build_encoder
 from models.objectives.objective import build_objective
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
-from pipelines.training.batches import Source, domain_code
+from pipelines.training.batches import Source, TrainingBatches, domain_code
 from pipelines.training.training import Job, fit
 from pipelines.weights.checkpoints import state_hash
-from tests.fabricate import DOMAINS, prepare, pretrain_settings
+from tests.fabricate import DOMAINS, Killed, killing, prepare, pretrain_settings, spoilt
 
 DECODER = {"kind": "transformer", "width": 16, "depth": 1, "num_heads": 2}
 OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,11 +48,25 @@ def test_a_run_that_stops_and_goes_on_ends_with_the_teacher_of_one_that_did_not(
     folder = prepare(tmp_path / "data", OBJECTIVES[name][0])
     whole = job_of(folder, name)
     fit(whole)
-    stopped = job_of(folder, name, resume=tmp_path / "resume.pt", every=4, watch=lambda step: step == 4)
-    assert fit(stopped) == 4 and state_hash(stopped.model) != state_hash(whole.model)
+    killed = job_of(folder, name, resume=tmp_path / "resume.pt", every=1, watch=killing(5))
+    with pytest.raises(Killed):
+        fit(killed)
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 4
     resumed = job_of(folder, name, resume=tmp_path / "resume.pt")
     assert fit(resumed) == 8
     assert state_hash(resumed.model) == state_hash(whole.model)
+
+
+def test_a_teacher_does_not_follow_an_update_that_was_left_out(tmp_path):
+    folder = prepare(tmp_path / "data")
+    job = job_of(folder, "hard_patches")
+    left_out = TrainingBatches(job.source, job.seed, job.optimisation.batch_size, 8).batch(3, 0).ids.tolist()
+    shares: list[float] = []
+    job = job_of(folder, "hard_patches", after_step=shares.append)
+    fit(replace(job, losses=spoilt(job.losses, left_out)))
+    bad = {one.step for one in job.skips}
+    assert 3 in bad and len(bad) < 8
+    assert shares == [(step + 1) / 8 for step in range(8) if step not in bad]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
