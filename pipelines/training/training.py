@@ -21,7 +21,6 @@ from models.encoder.chance import Chance
 from pipelines.training.bad_steps import NotFinite, SkippedStep
 from pipelines.training.batches import Batch, RawBatch, Source, TrainingBatches
 from pipelines.training.prefetch import ahead
-from pipelines.training.stopping import stopping_after_an_update
 
 if TYPE_CHECKING:
     from pipelines.training.training_module import Training
@@ -171,6 +170,7 @@ def fit(job: Job) -> int:
     """
     # Lightning takes seconds to load: whoever only asks for settings, or is refused, does not wait for it
     from pipelines.training.sharding import copied_parts
+    from pipelines.training.stopping import stopping_after_an_update
     from pipelines.training.training_module import Training, make_trainer
     machine, plan = job.machine, job.optimisation
     resumed = _left_by_a_killed_run(job.resume) if job.resume and job.resume.exists() else None
