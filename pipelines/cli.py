@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from pipelines.commands import overview
 
 DOMAINS = ("medical", "satellite", "pointcloud")
 ADAPTERS = ("lora", "prompts", "gated_prompts", "singular_values", "bias", "bottleneck", "dynamic_prompts",
@@ -23,7 +26,11 @@ def main(arguments: Sequence[str]) -> int:
         The exit code: 0 done, 2 something for the user to mend, 3 more files refused than allowed, 4 a full disk, 5 a
         training that met too many numbers that are not finite, 1 a fault of ours, 130 stopped.
     """
-    options = parser().parse_args(list(arguments))
+    command = next((one for one in arguments if not one.startswith("-")), "")
+    if command and not overview.is_command(command):
+        print(f"lacuna: {overview.unknown(command)}", file=sys.stderr)
+        return USER_ERROR
+    options = parser().parse_args(list(arguments) or ["--help"])
     try:
         code: int | None = options.call(options)
         return code or 0
@@ -55,14 +62,17 @@ def _explain(error: Exception) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
+    plain = argparse.RawDescriptionHelpFormatter  # leaves lines as they are
     top = argparse.ArgumentParser(
-        prog="lacuna", description="Adapt vision transformers to X-ray, CT, multispectral and point-cloud data.")
+        prog="lacuna", usage="lacuna [--debug] COMMAND ...", formatter_class=plain, epilog=overview.listing(),
+        description="Adapt vision transformers to X-ray, CT, multispectral and point-cloud data.")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command", help=argparse.SUPPRESS)
 
     def command(name: str, call: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
         spoken = name.replace("_", "-")
-        sub = commands.add_parser(spoken, help=help, description=help, aliases=[] if spoken == name else [name])
+        sub = commands.add_parser(spoken, description=textwrap.fill(help), aliases=[] if spoken == name else [name],
+                                  formatter_class=plain, epilog=overview.example(spoken))
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.set_defaults(call=call, goes_on=call in (_stage, _predict))
         return sub

@@ -337,8 +337,8 @@ def _pictures(one: Pretraining) -> None:
     val = source.prepared.rows(split="val")
     shown = _evenly(val if len(val) else source.rows, one.settings.num_pictures)
     rows = reconstruction_rows(one.objective, source, shown, one.settings.seed, device)
-    report.reconstructions(reports / "reconstruction.png", rows)
-    drawn = report.loss_curve(reports / "loss.png", one.history)
+    drawn = {"reconstruction.png": report.reconstructions(reports / "reconstruction.png", rows),
+             "loss.png": report.loss_curve(reports / "loss.png", one.history)}
     report.write_csv(reports / "loss.csv", [point for point in one.history if "loss" in point])
-    for picture in ("reconstruction.png", *(["loss.png"] if drawn else [])):
+    for picture in (name for name, there in drawn.items() if there):
         one.tracked.picture(reports / picture)

@@ -325,6 +325,7 @@ def _publish(answer: Answer, told: dict[Cell, Told], lines: list[dict[str, Any]]
     report.write_csv(reports / "cells.csv", lines)
     tracked.description(answer.sentences(), verdict_report.write(reports, answer))
     tracked.metrics(answer.flat())
-    tracked.picture(reports / "curves.png")
+    if report.can_draw():
+        tracked.picture(reports / "curves.png")
     for way, gain in answer.gains.items():
         tracked.tag(f"lacuna.verdict.{way}", gain.verdict)

@@ -21,6 +21,7 @@ from models.encoder.chance import Chance
 from pipelines.training.bad_steps import NotFinite, SkippedStep
 from pipelines.training.batches import Batch, RawBatch, Source, TrainingBatches
 from pipelines.training.prefetch import ahead
+from pipelines.training.processes import follows
 
 if TYPE_CHECKING:
     from pipelines.training.training_module import Training
@@ -179,6 +180,8 @@ def fit(job: Job) -> int:
         job.model.load_state_dict(resumed["model"])
         if job.restore_watch is not None:
             job.restore_watch(resumed["watch"])
+    if start and not follows():
+        print(f"{job.title}: going on after update {start} of {plan.steps}.", flush=True)
     if resumed is not None and (start >= plan.steps or resumed.get("ended")):
         return start
     if machine.strategy == "fsdp" and (plan.optimiser != "adamw" or plan.cautious):

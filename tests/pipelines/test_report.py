@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipelines import report
+from tests.fabricate import pretrained
 
 
 def test_a_table_lines_up_and_shows_what_is_missing_as_a_dash() -> None:
@@ -90,3 +91,12 @@ def test_without_the_library_one_sentence_is_printed_and_nothing_fails(
 
 def test_a_curve_of_one_point_is_no_picture(tmp_path: Path) -> None:
     assert not report.loss_curve(tmp_path / "a.png", [{"step": 1, "loss": 1.0}, {"step": 1, "rank": 2.0}])
+
+
+@pytest.mark.parametrize("can_draw", [True, False])
+def test_a_pretraining_of_two_steps_misses_no_picture_that_could_not_be_drawn(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, can_draw: bool) -> None:
+    monkeypatch.setattr(report, "can_draw", lambda library="matplotlib": can_draw)
+    pretrained(tmp_path, steps=2)
+    assert (tmp_path / "reports/pretrain/xray/reconstruction.png").is_file() == can_draw
+    assert "was not logged" not in caplog.text

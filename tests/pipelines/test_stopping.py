@@ -60,6 +60,7 @@ def test_a_training_stopped_by_ctrl_c_goes_on_from_that_update_to_the_same_weigh
     assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == at
     again = job_of(folder, tmp_path / "resume.pt", stopped)
     assert fit(again) == STEPS
+    assert f"going on after update {at} of {STEPS}." in capsys.readouterr().out
     assert all(torch.equal(value, again.model.state_dict()[name])
                for name, value in reference.model.state_dict().items())
     assert stopped == whole
