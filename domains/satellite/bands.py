@@ -141,8 +141,10 @@ def told_wavelength(description: str, tags: Mapping[str, str]) -> float | None:
     plain = {name.lower(): text for name, text in tags.items()}
     for name in ("central_wavelength_um", "central_wavelength_nm", "center_wavelength", "central_wavelength",
                  "wavelength"):
+        if name not in plain:
+            continue
         unit = name.rpartition("_")[2] if name[-3:] in ("_um", "_nm") else plain.get("wavelength_units", "")
-        number = re.match(r"\s*(\d+(?:\.\d+)?)\s*(\D*)$", plain.get(name, ""))
+        number = re.match(r"\s*(\d+(?:\.\d+)?)\s*(\D*)$", plain[name])
         if number:
             return _nanometres(float(number[1]), number[2].strip() or unit)
     words = IN_WORDS.search(description)

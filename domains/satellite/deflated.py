@@ -1,20 +1,37 @@
 """Are the deflated blocks of a TIFF whole? Each ends in a checksum, which GDAL's decoder does not reach: of 150 files
 with one damaged byte it read 14 without complaint, with other numbers in them. Written after TIFF 6.0 and BigTIFF.
+
+Of an image that GDAL has decoded the checksums are made from its pixels, which takes a tenth of inflating its blocks
+again. Where one is another, or pixels do not tell what stood in a block, the blocks are inflated, and that decides.
+
+Legend: C bands of the file, H W its rows and columns.
 """
 
 from __future__ import annotations
 
+import os
 import struct
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
+
+import numpy as np
 
 from domains.sample import Refused
 
 DEFLATE = (8, 32946)
 """Compression tags of zlib streams: Adobe's number and the old one."""
 SUBFILE, COMPRESSION, STRIPS, STRIP_BYTES, TILES, TILE_BYTES = 254, 259, 273, 279, 324, 325
-WANTED = (SUBFILE, COMPRESSION, STRIPS, STRIP_BYTES, TILES, TILE_BYTES)
+WIDTH, HEIGHT, BITS, ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH, TILE_HEIGHT = 256, 257, 258, 278, 284, 317, 322, 323
+WANTED = (SUBFILE, COMPRESSION, STRIPS, STRIP_BYTES, TILES, TILE_BYTES, WIDTH, HEIGHT, BITS, ROWS_PER_STRIP, PLANES,
+          PREDICTOR, TILE_WIDTH, TILE_HEIGHT)
+APART = 2
+"""Of PLANES: each band in blocks of its own. 1: the bands of a pixel side by side."""
+AS_THEY_ARE, DIFFERENCES = 1, 2
+"""Of PREDICTOR: a block holds the numbers, or what each differs by from the one to its left."""
+CHECKSUM_BYTES = 4
 REDUCED = 1
 """Bit of SUBFILE: an overview, which is never read here."""
 TYPES = {3: "H", 4: "I", 16: "Q"}
@@ -23,6 +40,9 @@ MOST_BYTES = 2**34
 """Of all blocks together, so that a directory cannot name one block a million times. 16 GB inflate in a minute."""
 MAX_DIRECTORIES = 64
 """An image, its mask and as many overviews as halving can make."""
+
+
+NATIVE = "<" if sys.byteorder == "little" else ">"
 
 
 class Form(NamedTuple):
@@ -34,23 +54,26 @@ class Form(NamedTuple):
     """BigTIFF: offsets of 64 bits."""
 
 
-def check(path: Path, most: int) -> None:
+def check(path: Path, most: int, decoded: Callable[[], np.ndarray | None] = lambda: None) -> None:
     """Refuse a TIFF of which a deflated block is damaged. Other compressions have no checksum and pass.
 
     Args:
         most: bytes that one block may inflate to.
+        decoded: gives the first image, C H W, all bands as GDAL decodes them; None where they cannot be had.
     """
     try:
         with path.open("rb") as stream:
             start = stream.read(16)
             form = Form("<" if start[:2] == b"II" else ">", start[2:4] in (b"+\0", b"\0+"))
             at = struct.unpack(form.order + ("Q" if form.big else "I"), start[8:16] if form.big else start[4:8])[0]
-            for _ in range(MAX_DIRECTORIES):
+            for number in range(MAX_DIRECTORIES):
                 if at == 0:
                     return
                 found, at = _directory(stream, at, form)
                 if found.get(COMPRESSION, [0])[0] in DEFLATE and not found.get(SUBFILE, [0])[0] & REDUCED:
-                    _check_blocks(stream, found, most)
+                    pixels = decoded() if number == 0 else None
+                    if pixels is None or not _hold(stream, found, form, pixels):
+                        _check_blocks(stream, found, most)
     except struct.error as error:
         raise Refused("GTiff could not be read: its directory of blocks ends early; the file is damaged.") from error
 
@@ -77,10 +100,51 @@ def _directory(stream: IO[bytes], at: int, form: Form) -> tuple[dict[int, list[i
     return found, struct.unpack(form.order + offset, body[-size:])[0]
 
 
+def _blocks(found: dict[int, list[int]]) -> tuple[list[int], list[int]]:
+    """Where the blocks lie, and the bytes of each."""
+    return found.get(TILES) or found.get(STRIPS, []), found.get(TILE_BYTES) or found.get(STRIP_BYTES, [])
+
+
+def _hold(stream: IO[bytes], found: dict[int, list[int]], form: Form, pixels: np.ndarray) -> bool:
+    """Whether each block's checksum is that of its pixels. False where these do not tell what stood in the block."""
+    content = _content(found, form, pixels)
+    if content is None:
+        return False
+    packed, length = content
+    offsets, sizes = _blocks(found)
+    if len(offsets) != len(sizes) or len(offsets) != -(-len(packed) // length):
+        return False
+    return all(size == 0 or os.pread(stream.fileno(), CHECKSUM_BYTES, offset + size - CHECKSUM_BYTES) ==
+               zlib.adler32(packed[i * length:(i + 1) * length]).to_bytes(CHECKSUM_BYTES, "big")
+               for i, (offset, size) in enumerate(zip(offsets, sizes, strict=True)))
+
+
+def _content(found: dict[int, list[int]], form: Form, pixels: np.ndarray) -> tuple[memoryview, int] | None:
+    """What the blocks held before they were deflated, one after the other, and the bytes of each (of the last: at
+    most). None of tiles that reach beyond the image, whose margin GDAL does not give, and of what is stored in other
+    bits than GDAL gives it, or with a predictor of floats."""
+    num_bands, height, width = pixels.shape
+    predictor, apart = found.get(PREDICTOR, [AS_THEY_ARE])[0], found.get(PLANES, [1])[0] == APART
+    down, across = ((found.get(TILE_HEIGHT, [0])[0], found.get(TILE_WIDTH, [0])[0]) if TILES in found
+                    else (min(found.get(ROWS_PER_STRIP, [height])[0], height), width))
+    if (found.get(HEIGHT) != [height] or found.get(WIDTH) != [width] or min(down, across) < 1
+            or set(found.get(BITS, [1])) != {8 * pixels.itemsize} or pixels.dtype.kind not in "iuf"
+            or predictor not in (AS_THEY_ARE, DIFFERENCES) or (predictor == DIFFERENCES and pixels.dtype.kind == "f")
+            or width % across or (height % down and (TILES in found or apart))):
+        return None
+    rows = pixels[..., None] if apart else pixels.transpose(1, 2, 0)[None]      # plane, row, column, bands of a block
+    rows = rows.reshape(*rows.shape[:2], width // across, across, rows.shape[3])
+    if predictor == DIFFERENCES:
+        rows = np.concatenate([rows[:, :, :, :1], rows[:, :, :, 1:] - rows[:, :, :, :-1]], axis=3)
+    if width > across:
+        rows = rows.reshape(rows.shape[0], height // down, down, *rows.shape[2:]).swapaxes(2, 3)
+    stored = np.ascontiguousarray(rows.byteswap() if form.order != NATIVE else rows)
+    return stored.reshape(-1).view(np.uint8).data, down * across * rows.shape[-1] * pixels.itemsize
+
+
 def _check_blocks(stream: IO[bytes], found: dict[int, list[int]], most: int) -> None:
     total = 0
-    offsets, sizes = found.get(TILES) or found.get(STRIPS, []), found.get(TILE_BYTES) or found.get(STRIP_BYTES, [])
-    for offset, size in zip(offsets, sizes, strict=False):
+    for offset, size in zip(*_blocks(found), strict=False):
         if size == 0:  # a block of a sparse file that was never written
             continue
         stream.seek(offset)

@@ -8,11 +8,8 @@ Legend: C channels in the order of `bands`, H W rows and columns of the target g
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,10 @@ import numpy as np
 from domains.contract import Channel, Contract
 from domains.sample import ManifestRow, Part, Piece, Refused
 from domains.satellite import bands as names
-from domains.satellite import deflated, georeference, products, units
+from domains.satellite import georeference, products, units
 from domains.satellite import scene as scenes
 from domains.satellite.bands import Sensor
+from domains.satellite.raster import Raster, Rasters
 from domains.satellite.scene import Layer, Place, Scene
 from domains.satellite.settings import Encoding, Multispectral
 from domains.satellite.units import REFLECTANCE, UNKNOWN
@@ -31,14 +29,6 @@ from domains.satellite.units import REFLECTANCE, UNKNOWN
 __all__ = ["Encoding", "Multispectral", "contract", "implausible", "read", "suffixes"]
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
-MAGIC = {"GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-         "PNG": (b"\x89PNG",)}
-DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PNG"}
-BLOCK_BUDGET = 2**28
-"""Bytes that one strip or tile inside a file may decode to: GDAL reads these whole."""
-CACHE_BYTES = 2**28
-"""Decoded blocks that GDAL keeps: a row of blocks of a Sentinel-2 granule in all its bands, so that none is decoded
-again for the next tile."""
 NOT_IMAGES = ("MSK_",)
 """How Sentinel-2 products begin the names of quality masks, which end like the band that they are about."""
 
@@ -79,61 +69,33 @@ def read(row: ManifestRow, settings: Multispectral) -> list[Piece] | Part:
     sensor, listed = settings.naming(row.source)
     encoded = products.with_nodata(row.path.parts, sensor, settings.of_source(row.source))
     with ExitStack() as stack:
-        scene = _open(row, encoded, sensor, listed, stack)
-        mask = None if row.mask_path is None else _open_mask(row.mask_path, scene, stack)
+        rasters = Rasters(stack)
+        scene = _open(row, encoded, sensor, listed, rasters)
+        mask = None if row.mask_path is None else _open_mask(row.mask_path, scene, rasters)
         scenes.check_size(scene, encoded)
         if row.part == 0:
-            for path in {*scene.files, *([] if row.mask_path is None else [row.mask_path])}:
-                if DRIVERS.get(path.suffix.lower()) == "GTiff":
-                    deflated.check(path, BLOCK_BUDGET)
+            rasters.check((*scene.files, row.mask_path))
         if settings.cut == "whole":
             return [scenes.whole(scene, mask, encoded)]
         return scenes.tiles(scene, mask, encoded, row.part)
 
 
-# ---- opening: by allow-list, with nothing read beside the file itself ---------------------------------------------
-
-
-@contextmanager
-def _gdal() -> Iterator[Any]:
-    """rasterio, told to look at nothing but the file it is given."""
-    try:
-        import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
-    except ImportError as error:
-        raise ImportError("reading GeoTIFF needs rasterio: pip install 'lacuna[satellite]'") from error
-    with warnings.catch_warnings(), rasterio.Env(
-        GDAL_SKIP="VRT",  # a text file that makes GDAL open whatever it names
-        GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",  # no side-car files
-        GDAL_PAM_ENABLED="NO",
-        GDAL_CACHEMAX=CACHE_BYTES,
-        PROJ_NETWORK="OFF",
-    ):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        # GDAL's messages quote headers; what went wrong is told by the exception's kind.
-        log = logging.getLogger("rasterio")
-        before = log.level
-        log.setLevel(logging.CRITICAL + 1)
-        try:
-            yield rasterio
-        finally:
-            log.setLevel(before)
-
+# ---- opening ----
 
 def _open(row: ManifestRow, settings: Multispectral, sensor: Sensor, listed: tuple[str, ...],
-          stack: ExitStack) -> Scene:
+          rasters: Rasters) -> Scene:
     """The row's file or folder as a scene on one grid."""
     path = _plain(row.path)
     told: dict[str, float] = {}
     files: tuple[Path, ...] = (path,)
     if path.is_dir():
-        layers, place, form, files = _open_folder(path, settings, sensor, stack)
+        layers, place, form, files = _open_folder(path, settings, sensor, rasters)
     else:
         listed = listed or _names_in_manifest(row, settings, sensor)
         if path.suffix.lower() == ".npy":
             layers, place, form = _open_npy(path, listed, sensor)
         else:
-            layers, place, form, told = _open_stacked(path, listed, settings, sensor, stack)
+            layers, place, form, told = _open_stacked(path, listed, settings, sensor, rasters)
     layers = {identity: layer for identity, layer in layers.items() if identity in settings.identities}
     if not layers:
         raise Refused(f"found none of the bands {', '.join(settings.bands)} in it, expected at least one. "
@@ -161,54 +123,6 @@ def _names_in_manifest(row: ManifestRow, settings: Multispectral, sensor: Sensor
         raise Refused(f"found {', '.join(strange)} in column {settings.bands_column}, expected bands of {sensor}, or "
                       f"{names.UNUSED} for one to pass over. Remedy: correct the manifest or `sensor`.")
     return listed
-
-
-def _open_raster(path: Path, stack: ExitStack) -> Any:
-    """A dataset opened by the driver that its ending stands for, if its first bytes and its size agree."""
-    driver = DRIVERS.get(path.suffix.lower())
-    if driver is None or not path.is_file():
-        raise Refused(f"found a file that does not end in {', '.join(DRIVERS)}, expected one of them.")
-    with path.open("rb") as file:
-        start = file.read(12)
-    if not start.startswith(MAGIC[driver]):
-        raise Refused(f"found a file that does not begin like {driver}, expected one. It may be cut off or misnamed.")
-    rasterio = stack.enter_context(_gdal())
-    try:
-        dataset = stack.enter_context(rasterio.open(path, driver=driver))
-        # Asked for once here, because damaged ones raise when they are first decoded.
-        _ = dataset.descriptions, dataset.scales, dataset.offsets, dataset.nodatavals, dataset.crs, dataset.transform
-    except (rasterio.errors.RasterioError, rasterio.errors.CRSError, UnicodeDecodeError) as error:
-        raise Refused(f"{driver} could not be opened ({type(error).__name__}); the file is damaged, or this GDAL "
-                      "has no such driver.") from error
-    for (height, width), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True):
-        if "complex" in dtype or height * width * np.dtype(dtype).itemsize > BLOCK_BUDGET:
-            raise Refused(f"found blocks of {height} x {width} {dtype}, expected real numbers in at most "
-                          f"{BLOCK_BUDGET} bytes. Remedy: rewrite the file with tiles of 512 x 512.")
-    return dataset
-
-
-def _layer(dataset: Any, index: int, scaled: tuple[float, float] | None = None, alpha: bool = True) -> Layer:
-    """Band `index` (from 1) of an open dataset.
-
-    Args:
-        alpha: whether a band that the file calls alpha says what is known. Writers call the fourth of four 8-bit bands
-            so by themselves; one that is named as a spectral band is none.
-    """
-    masked = alpha or not any(flag.name == "alpha" for flag in dataset.mask_flag_enums[index - 1])
-
-    def window(top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
-        from rasterio.errors import RasterioError
-        box = ((top, bottom), (left, right))
-        try:
-            values = dataset.read(index, window=box)
-            # Nodata, alpha and masks inside the file.
-            known = dataset.read_masks(index, window=box) > 0 if masked else np.ones(values.shape, bool)
-            return values, known
-        except RasterioError as error:
-            raise Refused(f"{dataset.driver} could not be decoded ({type(error).__name__}); the file is "
-                          "damaged.") from error
-
-    return Layer(shape=(dataset.height, dataset.width), window=window, scaled=scaled)
 
 
 def _scaled(dataset: Any, index: int, settings: Multispectral) -> tuple[float, float] | None:
@@ -243,10 +157,11 @@ def _by_identity(found: list[tuple[str | None, Layer]]) -> dict[str, Layer]:
 
 
 def _open_stacked(path: Path, listed: tuple[str, ...], settings: Multispectral, sensor: Sensor,
-                  stack: ExitStack) -> tuple[dict[str, Layer], Place, str, dict[str, float]]:
+                  rasters: Rasters) -> tuple[dict[str, Layer], Place, str, dict[str, float]]:
     """One file with all bands, named by the settings, the manifest or the file itself, or found by the wavelengths that
     the file tells; never by position. Those wavelengths come last."""
-    dataset = _open_raster(path, stack)
+    raster = rasters.open(path)
+    dataset = raster.dataset
     described = [names.identify_loosely(text, sensor) if text else None for text in dataset.descriptions]
     identities = _identities(listed, sensor) or described
     if len(identities) != dataset.count:
@@ -266,7 +181,7 @@ def _open_stacked(path: Path, listed: tuple[str, ...], settings: Multispectral, 
     _check_wavelengths(identities, found, settings, sensor)
     alpha = not any(identity and colour.name == "alpha"
                     for identity, colour in zip(identities, dataset.colorinterp, strict=True))
-    layers = _by_identity([(identity, _layer(dataset, i, _scaled(dataset, i, settings), alpha))
+    layers = _by_identity([(identity, raster.layer(i, _scaled(dataset, i, settings), alpha))
                            for i, identity in enumerate(identities, start=1) if identity in settings.identities])
     told = {identity: nm for i, identity in matched.items() if (nm := found[i]) is not None}
     return layers, georeference.place(dataset), dataset.driver, told
@@ -304,32 +219,32 @@ def _check_wavelengths(identities: list[str | None], found: list[float | None], 
 
 
 def _open_folder(path: Path, settings: Multispectral, sensor: Sensor,
-                 stack: ExitStack) -> tuple[dict[str, Layer], Place, str, tuple[Path, ...]]:
+                 rasters: Rasters) -> tuple[dict[str, Layer], Place, str, tuple[Path, ...]]:
     """A folder with one file per band, in itself or in folders by resolution (R10m, R20m), named by how each file's
     name ends; of several resolutions the finest."""
-    finest: dict[str, Any] = {}
+    finest: dict[str, Raster] = {}
     for file in sorted(path.rglob("*")):
         identity = names.of_file(file.stem, sensor) if file.suffix.lower() in RASTER_SUFFIXES else None
         if identity not in settings.identities or file.name.startswith(NOT_IMAGES) or not file.is_file():
             continue
-        dataset = _open_raster(file, stack)
-        if dataset.count != 1:
-            raise Refused(f"found {dataset.count} bands in one file of the folder, expected 1 in each.")
+        raster = rasters.open(file)
+        if raster.dataset.count != 1:
+            raise Refused(f"found {raster.dataset.count} bands in one file of the folder, expected 1 in each.")
         other = finest.get(identity)
-        if other is not None and other.shape == dataset.shape:
+        if other is not None and other.dataset.shape == raster.dataset.shape:
             raise Refused(f"found band {identity} twice at one resolution, expected it once. Remedy: remove one file.")
-        if other is None or dataset.height > other.height:
-            finest[identity] = dataset
+        if other is None or raster.dataset.height > other.dataset.height:
+            finest[identity] = raster
     if not finest:
         raise Refused(f"found no file whose name ends in one of {', '.join(settings.bands)}, expected e.g. "
                       "scene_B02.tif. Remedy: rename the files, or correct `bands` and `sensor`.")
-    widest = max(finest.values(), key=lambda dataset: dataset.height)
-    for dataset in finest.values():
-        georeference.check_same_ground(dataset, widest)
-    layers = {identity: georeference.on_reference(_layer(dataset, 1, _scaled(dataset, 1, settings)), dataset, widest)
-              for identity, dataset in finest.items()}
+    widest = max((raster.dataset for raster in finest.values()), key=lambda dataset: dataset.height)
+    for raster in finest.values():
+        georeference.check_same_ground(raster.dataset, widest)
+    layers = {identity: georeference.on_reference(raster.layer(1, _scaled(raster.dataset, 1, settings)), raster.dataset,
+                                                  widest) for identity, raster in finest.items()}
     return layers, georeference.place(widest), f"{widest.driver} per band", tuple(
-        Path(dataset.name) for dataset in finest.values())
+        raster.path for raster in finest.values())
 
 
 def _open_npy(path: Path, listed: tuple[str, ...], sensor: Sensor) -> tuple[dict[str, Layer], Place, str]:
@@ -345,22 +260,22 @@ def _open_npy(path: Path, listed: tuple[str, ...], sensor: Sensor) -> tuple[dict
                       "order under `file_bands`, or in a manifest column named by `bands_column`.")
 
     def layer(index: int) -> Layer:
-        def window(top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
-            values = np.array(array[index, top:bottom, left:right])
-            return values, np.ones(values.shape, bool)
+        def window(top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, None]:
+            return np.array(array[index, top:bottom, left:right]), None
         return Layer(shape=(array.shape[1], array.shape[2]), window=window)
 
     named = [(identity, layer(i)) for i, identity in enumerate(_identities(listed, sensor))]
     return _by_identity(named), Place(), "npy"
 
 
-def _open_mask(path: Path, scene: Scene, stack: ExitStack) -> Layer:
+def _open_mask(path: Path, scene: Scene, rasters: Rasters) -> Layer:
     """A mask with the pixels of the scene's finest band; nodata is UNKNOWN_CLASS."""
-    dataset = _open_raster(_plain(path), stack)
+    raster = rasters.open(_plain(path))
+    dataset = raster.dataset
     if dataset.count != 1 or dataset.shape != scene.native:
         raise Refused(f"mask: found {dataset.count} bands of {dataset.shape} pixels, expected 1 of {scene.native} like "
                       "the scene. Remedy: correct the mask column, or resample the mask.")
     if np.dtype(dataset.dtypes[0]).kind not in "iub":
         raise Refused(f"mask: found {dataset.dtypes[0]}, expected whole numbers from 0 to 255.")
     georeference.check_mask(dataset, scene.place)
-    return _layer(dataset, 1)
+    return raster.layer(1)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from domains.placement import Placement
-from domains.sample import UNKNOWN_CLASS, Fact, Part, Piece, Refused, nearest_integer
-from domains.satellite import grid
+from domains.sample import UNKNOWN_CLASS, Fact, Part, Piece, Refused
+from domains.satellite import decode, grid
+from domains.satellite.decode import Band
 from domains.satellite.settings import Multispectral
-from domains.satellite.units import REFLECTANCE, UNKNOWN
+from domains.satellite.units import UNKNOWN
 
 WHOLE_LIMIT = 4
 """With `cut: whole`, how many times `size` a side may measure: beyond, crops of one sample have little in common."""
@@ -26,8 +27,6 @@ PART_BYTES = 2**28
 """Bytes of samples that are held at once: a larger scene comes in parts."""
 FEW_PIXELS = 16
 """Fewer known pixels may honestly hold one value."""
-ENDING = 65534
-"""The largest stored value: one below the sentinel."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,9 @@ class Layer:
     """One band of one file, not yet read."""
 
     shape: tuple[int, int]
-    window: Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]]
-    """(row start, row stop, column start, column stop) -> values as stored, and bool: the file does not disown them."""
+    window: Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray | None]]
+    """(row start, row stop, column start, column stop) -> values as stored, and bool: the file does not disown them.
+    None: it disowns none."""
     scaled: tuple[float, float] | None = None
     """Scale and offset of this band, where the file's own count."""
     ratio: tuple[float, float] | None = None
@@ -175,7 +175,8 @@ def _classes(mask: Layer, scene: Scene, box: tuple[int, int, int, int]) -> np.nd
     values, known = mask.window(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
     if values.min() < 0 or values.max() > UNKNOWN_CLASS:
         raise Refused(f"mask: found values from {values.min():g} to {values.max():g}, expected 0 to {UNKNOWN_CLASS}.")
-    return np.where(known, values, UNKNOWN_CLASS).astype(np.uint8)[np.ix_(rows - rows[0], columns - columns[0])]
+    classes = values if known is None else np.where(known, values, UNKNOWN_CLASS)
+    return classes.astype(np.uint8)[np.ix_(rows - rows[0], columns - columns[0])]
 
 
 def _read_window(scene: Scene, settings: Multispectral, box: tuple[int, int, int, int]) -> Reading:
@@ -187,55 +188,46 @@ def _read_window(scene: Scene, settings: Multispectral, box: tuple[int, int, int
     for channel, (name, identity) in enumerate(zip(settings.bands, settings.identities, strict=True)):
         if identity not in scene.layers:
             continue
-        reflectance, known = _on_grid(scene.layers[identity], scene, settings, box)
-        numbers = nearest_integer(reflectance[known] * REFLECTANCE)
-        negative += int((numbers < 0).sum())
-        total += numbers.size
-        if numbers.size == 0 or (numbers.size >= FEW_PIXELS and numbers.min() == numbers.max()):
+        band = _on_grid(scene.layers[identity], scene, settings, box)
+        negative += band.negative
+        total += band.total
+        if band.total == 0 or (band.total >= FEW_PIXELS and band.low == band.high):
             flat.append(name)
-        varied |= bool(numbers.size and numbers.min() < numbers.max())
-        stored[channel][known] = np.clip(numbers, 0, ENDING).astype(np.uint16)
+        varied |= band.low < band.high
+        stored[channel] = band.stored
     return Reading(stored, negative / max(total, 1), tuple(flat) if varied else ())
 
 
 def _on_grid(layer: Layer, scene: Scene, settings: Multispectral,
-             box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Reflectance and known, both H W, of one band in one window."""
+             box: tuple[int, int, int, int]) -> Band:
+    """One band in one window of the target grid."""
+    how = decode.scaling(settings, layer.scaled)
     if layer.shape == scene.shape and layer.ratio is None:
-        return _decode(*layer.window(*box), layer, settings)
+        raw, told = layer.window(*box)
+        return decode.stored_of_few(raw, told, how) if decode.is_listed(raw) else \
+            decode.stored(*decode.reflectance(raw, told, how))
     zoom = [have / want for have, want in zip(scene.native, scene.shape, strict=True)]
     ratios = ([have / want for have, want in zip(layer.shape, scene.shape, strict=True)] if layer.ratio is None
               else [own * finest for own, finest in zip(layer.ratio, zoom, strict=True)])
     sides = ((box[0], box[1]), (box[2], box[3]))
     spans = [grid.span(*side, ratio, length, start)
              for side, ratio, length, start in zip(sides, ratios, layer.shape, layer.start, strict=True)]
-    values, known = _decode(*layer.window(*spans[0], *spans[1]), layer, settings)
+    values, known = decode.reflectance(*layer.window(*spans[0], *spans[1]), how)
     down, across = (grid.weights(side, span, ratio, settings.resampling, start)
                     for side, span, ratio, start in zip(sides, spans, ratios, layer.start, strict=True))
     values, known = grid.resample(values, known, down, across)
     covered = [np.abs(grid.centres(side, ratio, start) - (length - 1) / 2) <= length / 2
                for side, ratio, length, start in zip(sides, ratios, layer.shape, layer.start, strict=True)]
-    return values, known & covered[0][:, None] & covered[1][None, :]
-
-
-def _decode(raw: np.ndarray, known: np.ndarray, layer: Layer,
-            settings: Multispectral) -> tuple[np.ndarray, np.ndarray]:
-    """Stored numbers to reflectance; nodata, zeros where they mean it, and what is not finite become unknown."""
-    if not known.any():  # most of a large scene's margin
-        return np.zeros(raw.shape), known
-    values = raw.astype(np.float64)
-    known = known & np.isfinite(values)
-    if settings.nodata is not None:
-        # As the file's own type would hold it: -3.4e38 is another number in 32 bits than in 64.
-        known &= values != (np.float64(raw.dtype.type(settings.nodata)) if raw.dtype.kind == "f" else settings.nodata)
-    if settings.zero_is_nodata:
-        known &= values != 0
-    scale, offset = layer.scaled or (settings.scale, settings.offset)
-    return np.where(known, values, 0.0) * scale + offset, known
+    return decode.stored(values, known & covered[0][:, None] & covered[1][None, :])
 
 
 def _known_share(values: np.ndarray) -> float:
-    return float((values != UNKNOWN).any(axis=0).mean())
+    known = values[0] != UNKNOWN
+    for band in values[1:]:
+        if known.all():
+            break
+        known |= band != UNKNOWN
+    return float(known.mean())
 
 
 def _facts(scene: Scene, settings: Multispectral, box: tuple[int, int, int, int], share: float, read: Reading,

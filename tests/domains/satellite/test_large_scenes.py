@@ -13,6 +13,7 @@ from domains.sample import Part, Piece, Refused
 from domains.satellite import ingest
 from domains.satellite import scene as scenes
 from domains.satellite.ingest import Multispectral
+from domains.satellite.raster import Rasters
 from tests.domains.satellite.files import raster, row, scene
 
 pytest.importorskip("rasterio", reason="reads GeoTIFF: pip install 'lacuna[satellite]'")
@@ -35,7 +36,7 @@ def in_parts(path: Path, chosen: Multispectral, mask: Path | None = None) -> lis
 def test_a_block_of_several_bands_is_decoded_once_for_all_of_them(tmp_path: Path) -> None:
     path = raster(tmp_path / "a.tif", scene(4, 64, 64), BANDS, interleave="pixel", compress="deflate")
     with ExitStack() as stack:
-        dataset = ingest._open_raster(path, stack)
+        dataset = Rasters(stack).open(path).dataset
         dataset.read(1)
         path.write_bytes(path.read_bytes()[:300] + bytes(path.stat().st_size - 300))  # nothing is left to decode
         assert np.array_equal(dataset.read(4), scene(4, 64, 64)[3])
