@@ -92,7 +92,8 @@ def stored_of_few(raw: np.ndarray, known: np.ndarray | None, how: Scaling) -> Ba
     if not listed.known[low:high + 1].all():
         known = listed.known[index] if known is None else known & listed.known[index]
     if known is None or known.all():
-        seen, out = index, index if listed.same[low:high + 1].all() else listed.stored[index]
+        seen = index
+        out = index.astype(np.uint16, copy=False) if listed.same[low:high + 1].all() else listed.stored[index]
     else:
         seen, out = index[known], np.where(known, listed.stored[index], np.uint16(UNKNOWN))
         if not seen.size:

@@ -1,6 +1,7 @@
 """Every integer and float type, layout and compression of GeoTIFF leads to the same reflectance, and what is not known
 stays unknown."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from domains.sample import Piece, Refused
-from domains.satellite import ingest
+from domains.satellite import deflated, ingest
 from domains.satellite.ingest import Encoding, Multispectral
 from domains.satellite.units import UNKNOWN
 from tests.domains.satellite.files import raster, row, scene
@@ -185,6 +186,23 @@ def test_damage_to_a_deflated_file_never_passes_unseen(tmp_path: Path, layout: s
         except Refused:
             pass
     assert silent == 0
+
+
+@pytest.mark.parametrize("layout", [
+    {}, {"predictor": 2}, {"predictor": 2, "ENDIANNESS": "BIG"}, {"interleave": "band", "BIGTIFF": "YES"},
+    {"tiled": True, "blockxsize": 32, "blockysize": 16, "predictor": 2}, {"SPARSE_OK": True}, {"blockysize": 11}])
+def test_a_whole_file_is_inflated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: dict[str, Any]) -> None:
+    values = scene(4, 64, 64)
+    path = raster(tmp_path / "a.tif", values, BANDS, compress="deflate", **layout)
+    again: list[object] = []
+    monkeypatch.setattr(deflated, "_check_blocks", lambda *given: again.append(given))
+    np.testing.assert_array_equal(values_of(path, settings(size=(64, 64))), values)
+    assert not again
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2] + bytes(30) + whole[len(whole) // 2 + 30:])
+    with contextlib.suppress(Refused):
+        values_of(path, settings(size=(64, 64)))
+    assert again  # what the pixels do not vouch for is inflated, and that decides
 
 
 def test_damage_in_an_overview_does_not_matter(tmp_path: Path) -> None:
