@@ -48,6 +48,8 @@ def allowed_in_domains(path: Path) -> set[str]:
             return allowed - {"torch"} | {"laspy", "scipy"}
         case "ingest.py" | "sample_data.py" | "export.py":
             return allowed - {"torch"} | READERS | ({"monai"} if "medical" in path.parts else set())
+        case "raster.py":
+            return allowed - {"torch"} | {"rasterio"}
         case "hdf5_clouds.py":
             return allowed - {"torch"} | {"h5py"}
         case "store.py":
