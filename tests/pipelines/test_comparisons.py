@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -10,8 +11,8 @@ import pytest
 from scipy import stats
 
 from pipelines.scoring import comparisons
-from pipelines.scoring.comparisons import Contrast, alone, freedom_of_groups, together
-from pipelines.scoring.uncertainty import draw_groups
+from pipelines.scoring.comparisons import Contrast, alone, beside, freedom_of_groups, together
+from pipelines.scoring.uncertainty import Spread, draw_groups
 
 
 def side(rng: np.random.Generator, groups: int, seeds: int, by_group: float, by_seed: float, by_both: float,
@@ -61,6 +62,27 @@ def test_two_models_have_seeds_of_their_own():
         one, other = (side(rng, groups, seeds, 0.1, by_seed, 1, drawn) for seeds, by_seed in ((3, 0.2), (4, 0.6)))
         held.append(alone(Contrast((one, -other), groups)).sign == 0)
     assert 0.95 - 3 * math.sqrt(0.05 * 0.95 / trials) <= np.mean(held)
+
+
+def test_a_true_difference_of_the_size_called_detectable_shows_in_four_of_five_repeats():
+    rng, groups = np.random.default_rng(1), 30
+    found = alone(Contrast((side(rng, groups, 1, 1, 0, 1, draws(groups)),), groups))
+    reach = found.high - found.value
+    assert stats.norm.sf((reach - found.detectable) / found.error_groups) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_seeds_of_two_arms_are_independent_even_where_their_scores_rise_and_fall_together():
+    """The second seed of one arm has no more to do with the second of another than with its first."""
+    rng, groups = np.random.default_rng(2), 20
+    scores = side(rng, groups, 3, 0.1, 1.0, 0.0, draws(groups))
+    arms = [Spread({"auroc": one}, {}, groups, 40, (), {}, math.nan) for one in (scores, scores + 0.02)]
+    found = beside({"arm": arms[1]}, arms[0])["arm"]["auroc"]
+    of_seeds = math.sqrt(2 * scores[:, 0].var(ddof=1) / 3)
+    assert found.value == pytest.approx(0.02)
+    assert found.high - 0.02 > stats.t.ppf(0.975, 4) * of_seeds * 0.9
+    floor = dataclasses.replace(arms[0], metrics={"auroc": scores[:1]})           # one seed: no luck of seeds
+    assert beside({"arm": dataclasses.replace(arms[1], metrics={"auroc": scores[:1] + 0.02})},
+                  floor)["arm"]["auroc"].high == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.9], ids=["apart", "from one baseline"])

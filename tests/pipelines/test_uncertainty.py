@@ -164,6 +164,17 @@ def test_drawing_among_more_groups_changes_no_value() -> None:
     assert alone.metrics["auroc"][0, 0] == among.metrics["auroc"][0, 0] and alone.num_groups == among.num_groups
 
 
+def test_each_group_counts_as_often_as_it_was_drawn_among_the_others() -> None:
+    score, y, groups = _grouped(3)
+    every = sorted({*groups, "a group that comes first", "zz one that comes last"})
+    result = spread("single_label", y[:, None], _probabilities(score)[None], groups, 20, seed=5, among=every[::-1])
+    drawn = draw_groups(len(every), 20, 5)
+    for r in range(20):
+        rows = np.concatenate([np.flatnonzero(np.array(groups) == name).repeat(times)
+                               for name, times in zip(every, drawn[:, r], strict=True)])
+        assert result.metrics["auroc"][0, r + 1] == pytest.approx(roc_auc_score(y[rows], score[rows]), abs=1e-12)
+
+
 def test_equal_arms_differ_by_exactly_nothing() -> None:
     score, y, groups = _grouped(3)
     one = spread("single_label", y[:, None], _probabilities(score)[None], groups, 100)
@@ -271,6 +282,19 @@ def test_groups_without_a_label_are_not_counted() -> None:
     labels[np.isin(groups, sorted(set(groups))[:5])] = np.nan
     result = estimates(spread("single_label", labels[:, None], _probabilities(score)[None], groups, 50))["auroc"]
     assert result.num_groups == 15 and result.num_rows == int((~np.isnan(labels)).sum())
+
+
+def test_a_row_with_one_known_finding_of_two_counts() -> None:
+    score, y, groups = _grouped(8, num_groups=30)
+    labels = np.stack([y, 1 - y], axis=1).astype(float)
+    labels[::2, 0] = labels[1::2, 1] = np.nan
+    labels[np.array(groups) == groups[0]] = np.nan                           # nothing is known of the first group
+    p = np.stack([_probabilities(score)[:, 1], _probabilities(-score)[:, 1]], axis=1)
+    one = spread("multi_label", labels, p[None], groups, 20)
+    assert (one.num_groups, one.num_rows) == (29, sum(group != groups[0] for group in groups))
+    for k in range(2):
+        known = ~np.isnan(labels[:, k])
+        assert one.outputs[k]["auroc"][0, 0] == pytest.approx(roc_auc_score(labels[known, k], p[known, k]))
 
 
 def test_findings_carry_an_estimate_each_and_say_what_was_left_out() -> None:
