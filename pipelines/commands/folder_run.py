@@ -28,6 +28,7 @@ from pipelines.commands.mask_classes import numbers_in_masks, task_of
 from pipelines.commands.own_table import MANIFESTS, kind_of, manifest_of, read_table
 from pipelines.commands.starter import AUGMENT, ENCODERS
 from pipelines.settings import SettingsError, build, changes_of
+from pipelines.tracking import lineage
 from pipelines.training.finetune_settings import FinetuneRun
 from pipelines.weights.checkpoints import SCRATCH, is_scratch, read_record
 
@@ -71,10 +72,11 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
     text = yaml.safe_dump(paragraphs, sort_keys=False, default_flow_style=None, width=120)
     print(f"# settings of this run, as params.yaml would have them\n{text}", flush=True)
     write_text(root / MANIFESTS / f"{name}.yaml", text)  # `lacuna where` needs it, also of a run that failed
-    print_result("ingest", name, ingest.run(name, data_run, root), root)
-    _refuse_seen(name, start, record, root)
-    tuned = finetune.run(name, tuning, root)
-    evaluate.run(name, scoring, root)
+    with lineage.together(f"finetune-{name}"):
+        print_result("ingest", name, ingest.run(name, data_run, root), root)
+        _refuse_seen(name, start, record, root)
+        tuned = finetune.run(name, tuning, root)
+        evaluate.run(name, scoring, root)
     write_text(root / "reports/evaluate" / name / "params.yaml", text)
     report = root / "reports/evaluate" / name / "summary.txt"
     print(report.read_text() if report.is_file() else "")

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,28 @@ def pipeline_key() -> str:
             if _is_dvc(command):
                 return _short(f"{socket.gethostname()} {_boot()} {pid} {start}")
     return _OWN_KEY
+
+
+def called(stage: str, name: str) -> str:
+    """What the invocation's run is called: as LACUNA_PIPELINE says, a number for `dvc repro`, and for a stage that was
+    begun by hand what the stage is."""
+    key = pipeline_key()
+    if os.environ.get("LACUNA_PIPELINE"):
+        return key
+    return f"{stage}-{name}" if key == _OWN_KEY else f"pipeline-{key[:8]}"
+
+
+@contextmanager
+def together(called: str) -> Iterator[None]:
+    """Stages that run inside belong to one invocation of this name, unless they do to another one already."""
+    if "LACUNA_PIPELINE" in os.environ or "DVC_STAGE" in os.environ:
+        yield
+        return
+    os.environ["LACUNA_PIPELINE"] = f"{called[:47]}-{uuid.uuid4().hex[:16]}"
+    try:
+        yield
+    finally:
+        del os.environ["LACUNA_PIPELINE"]
 
 
 def _ancestors(pid: int) -> Iterator[tuple[int, str, list[str]]]:

@@ -31,6 +31,7 @@ DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 """The local store, under the project's root, ignored by git and DVC."""
 CHILD, PARENT, PART = "stage", "pipeline", "cell"
 """Values of the tag `lacuna.role`."""
+STATUSES = ("SCHEDULED", "RUNNING", "FINISHED", "KILLED", "FAILED")
 SERVER_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_UV_AUTO_DETECT": "false",
@@ -213,7 +214,7 @@ class Server:
         key = event["pipeline"]
         run = self._find(experiment, f"tags.`lacuna.pipeline` = '{key}' and tags.`lacuna.role` = '{PARENT}'")
         if run is None:
-            run = self.client.create_run(experiment, start_time=event["time"], run_name=f"pipeline-{key[:8]}", tags={
+            run = self.client.create_run(experiment, event["time"], run_name=event.get("called", "pipeline"), tags={
                 "lacuna.pipeline": key, "lacuna.role": PARENT, "mlflow.source.name": "lacuna",
                 "mlflow.source.type": "LOCAL", "git.commit": event["tags"].get("git.commit", "")})
         return str(run.info.run_id)
@@ -265,14 +266,13 @@ class Server:
             client.set_terminated(run.info.run_id, "FINISHED", end_time=event["time"])
 
     def _end(self, event: Event) -> None:
-        """Close the run and its parent; a parent that saw a stage fail stays failed, whatever comes after."""
+        """Close the run and its parent, which is what the worst of its stages is: one that goes on may end well."""
         client, parent = self.client, self.opened["parent_run_id"]
         client.set_terminated(self.opened["run_id"], event["status"], end_time=event["time"])
         if parent is None:
             return
-        if event["status"] != "FINISHED":
-            client.set_tag(parent, "lacuna.worst", event["status"])
-        worst = client.get_run(parent).data.tags.get("lacuna.worst", event["status"])
+        stages = client.search_runs([self.opened["experiment_id"]], f"tags.`mlflow.parentRunId` = '{parent}'")
+        worst = max((run.info.status for run in stages), key=STATUSES.index)
         client.set_terminated(parent, worst, end_time=event["time"])
 
     # ---- models

@@ -147,7 +147,7 @@ def _describe(stage: str, name: str, root: Path, settings: Any, domain: str, inp
             **({"dvc.exp": os.environ["DVC_EXP_NAME"]} if "DVC_EXP_NAME" in os.environ else {})}
     opening: Event = {
         "op": "open", "key": key, "pipeline": lineage.pipeline_key(), "experiment": f"lacuna/{domain}",
-        "name": f"{stage}-{name}-{fingerprint[:8]}", "time": int(started * 1000),
+        "name": f"{stage}-{name}-{fingerprint[:8]}", "called": lineage.called(stage, name), "time": int(started * 1000),
         "tags": dict(loggable.tag(tag, value) for tag, value in tags.items()),
         "params": loggable.parameters(values, root.resolve()), "context": stage,
         "inputs": [[shown(path), digest] for path, digest in digests.items()],

@@ -165,6 +165,32 @@ def test_a_failed_stage_says_what_kind_of_error_and_its_pipeline_stays_failed(ro
     assert _client(root).get_run(_record(root, "ingest", "ct")["parent_run_id"]).info.status == "FAILED"
 
 
+def test_a_stage_that_went_on_and_ended_well_leaves_its_pipeline_well(root: Path) -> None:
+    work = root / ".work/pretrain/xray-1"
+    work.mkdir(parents=True)
+    asked = {"stage": "pretrain", "name": "xray", "root": root, "settings": {}, "domain": "medical",
+             "resume_folder": work}
+    with pytest.raises(KeyboardInterrupt), tracking.open_run(**asked):
+        raise KeyboardInterrupt
+    first = _record(root, "pretrain", "xray")
+    assert _client(root).get_run(first["parent_run_id"]).info.status == "KILLED"
+    with tracking.open_run(**asked):
+        pass
+    again = _record(root, "pretrain", "xray")
+    assert again["run_id"] == first["run_id"] and again["parent_run_id"] == first["parent_run_id"]
+    assert _client(root).get_run(first["parent_run_id"]).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("pipeline", "called"), [("", "pretrain-xray"), ("night-3", "night-3")])
+def test_a_stage_begun_by_hand_lies_under_a_run_with_its_name(
+        root: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str, called: str) -> None:
+    monkeypatch.setenv("LACUNA_PIPELINE", pipeline)
+    with tracking.open_run(stage="pretrain", name="xray", root=root, settings={}, domain="medical"):
+        pass
+    parent = _client(root).get_run(_record(root, "pretrain", "xray")["parent_run_id"])
+    assert parent.info.run_name == called
+
+
 def test_a_bad_call_is_said_and_the_stage_goes_on(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = root / "t.csv"
     table.write_text("key,auroc\nDOE.dcm,0.9\n")
