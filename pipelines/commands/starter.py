@@ -23,13 +23,17 @@ AUGMENT: dict[str, dict[str, Any]] = {
     "xray": {"crop_scale": [0.8, 1.0]}, "ct": {"intensity_scale": 0.1, "intensity_shift": 0.1},
     "multispectral": {}, "points": {}}
 """What fine-tuning does to samples when nothing else is said."""
+LIGHT = {"width": 256, "depth": 4, "num_heads": 8}
+"""A decoder for small encoders. MAE's 512 by 8 would be five times as large as a tiny encoder, and is no better for
+fine-tuning (MAE, table 1)."""
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "multispectral": {"masking": {"kind": "channels", "ratio": 0.75}, "readout": {"kind": "pixels"}},
-    "points": {"masking": {"kind": "random", "ratio": 0.6}, "readout": {"kind": "chamfer"},
-               "decoder": {"place_every_block": True}},
+    "multispectral": {"masking": {"kind": "channels", "ratio": 0.75}, "decoder": LIGHT, "readout": {"kind": "pixels"}},
+    "points": {"masking": {"kind": "random", "ratio": 0.6},
+               "decoder": {"width": 384, "depth": 4, "num_heads": 6, "place_every_block": True},
+               "readout": {"kind": "chamfer"}},
 }
 """What pretraining restores; films and volumes: MAE's."""
-MAE: dict[str, Any] = {"masking": {"kind": "random", "ratio": 0.75}, "readout": {"kind": "pixels"}}
+MAE: dict[str, Any] = {"masking": {"kind": "random", "ratio": 0.75}, "decoder": LIGHT, "readout": {"kind": "pixels"}}
 FLOORS = {"xray": "intensity", "ct": "intensity", "multispectral": "intensity", "points": "shape"}
 
 

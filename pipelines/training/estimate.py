@@ -21,6 +21,8 @@ from pipelines.training.training import Job, TrainingFailed, device_of, precisio
 PATIENCE = 10.0
 """Seconds. A first step that takes longer is the measurement; otherwise the first warms up and the next ones count."""
 TIMED_STEPS = 2
+LONG = 1800.0
+"""Seconds on a CPU from which it is said what makes a training shorter."""
 RESERVE = 2**28
 """Bytes of disk left for reports and tracking, which are small."""
 
@@ -99,6 +101,8 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1, at_once: 
     cost = estimate(seconds, peak, plan.steps, parameters, trainable, folder, str(device),
                     _memory_free(device), repeats, 4 if plan.optimiser == "adan" else 2, min(at_once, repeats))
     print(cost.text(title, plan.steps, num_samples, parameters, plan.batch_size, repeats))
+    if device.type == "cpu" and cost.seconds > LONG:
+        print(shorter(repeats), flush=True)
     if cost.memory_free and cost.memory > 0.9 * cost.memory_free:
         print("  That is close to all the memory there is. " + _remedy(plan.batch_size, job.machine.accumulate))
     if cost.disk + RESERVE > cost.disk_free:
@@ -107,6 +111,14 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1, at_once: 
                        f"checkpoints and resume state, {missing} bytes more. Remedy: free some, or take a smaller "
                        "encoder.")
     return cost
+
+
+def shorter(repeats: int) -> str:
+    """What to change where a first look should not take hours."""
+    return ("  That is long for a first look. Shorter: encoder.size: tiny and a lighter objective.decoder, a smaller "
+            "read.size (half of each side: a quarter of the patches),\n  fewer optimisation.steps"
+            + (", one of the seeds" if repeats > 1 else "") + "; with --data: --set encoder.size=tiny "
+            "--set read.size=[96,96] --steps 200; or a GPU. Ctrl-C stops here, and the same command goes on.")
 
 
 def measure(job: Job, device: torch.device) -> tuple[float, int]:

@@ -211,6 +211,8 @@ def compute_all(cells: Sequence[Cell], folders: Mapping[Cell, Path], prepared: P
     for cell, told in found.items():
         if told is not None:
             done(cell, told)
+    if missing:
+        print(f"verdict {title}: {len(missing)} cells are trained now; what is said next is of the first of them")
     for cell in tqdm(missing, desc=f"verdict {title}", unit="cell", leave=False,
                      mininterval=0.5 if sys.stderr.isatty() else 30):
         # What a training says of itself before it begins is said once: the others are alike.

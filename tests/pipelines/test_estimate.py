@@ -54,6 +54,15 @@ def test_the_announcement_names_steps_passes_weights_time_memory_and_disk(
         assert part in said
 
 
+@pytest.mark.parametrize(("seconds", "long"), [(60.0, False), (600.0, True)])
+def test_a_training_of_more_than_half_an_hour_on_a_cpu_says_what_makes_it_shorter(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float,
+        long: bool) -> None:
+    monkeypatch.setattr(module, "measure", lambda job, device: (seconds, 1000))
+    announce("finetune trial", job(tmp_path), num_samples=32)  # 8 steps
+    assert ("encoder.size=tiny" in capsys.readouterr().out) == long
+
+
 def test_time_and_disk_grow_with_steps_repeats_and_weights(tmp_path: Path) -> None:
     one = estimate(0.5, 1000, steps=10, parameters=100, trainable=60, folder=tmp_path)
     assert (one.seconds, one.memory) == (5.0, 1000 + 8 * 60 + 4 * 100 + 8 * 60)
