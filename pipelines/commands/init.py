@@ -62,8 +62,8 @@ def init(folder: Path, out: Path, labels: Path | None = None, file_column: str =
         raise ManifestError(f"init: found no folder at {folder}. Expected one with images, volumes or point clouds.")
     manifest, params = out / "manifest.csv", out / "params.yaml"
     if manifest.exists():
-        raise ManifestError(f"init: found {manifest} already, expected to write it. Remedy: move it away, or choose "
-                            "another --out.")
+        raise ManifestError(f"init: found {manifest} already, expected to write it. Remedy: move it away (it may "
+                            "hold what you have corrected), or write elsewhere: --out DIR.")
     layout = look(folder)
     text, found, columns = _rows(folder, layout, labels, file_column, group_column)
     if label and label not in text.partition("\n")[0].split(","):

@@ -4,9 +4,11 @@ found by comparing with the folder, which one names patients, scenes or objects 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ MOST_CLASSES = 12
 """Different values of a column that may be labels, when it is not said that it is."""
 FEWEST_NUMBERS = 50
 """A column of numbers with more different values than this is a quantity, not a class."""
+FEWEST_GROUPS = 5
+"""With fewer than this, 60, 20 and 20 % of the groups are not one each."""
 ENOUGH = 0.5
 """Share of rows that must name a file of the folder before their column is taken for that of the files."""
 
@@ -39,17 +43,19 @@ class OwnTable:
 
     path: Path
     header: list[str]
+    """Headings, without spaces around them."""
     lines: list[dict[str, str]]
-    separator: str
+    plain: bool
+    """Whether it is written as a manifest is: UTF-8, commas, no spaces around headings."""
 
     @property
     def is_manifest(self) -> bool:
         """Whether ingest reads it as it is."""
-        return {"path", "group"} <= set(self.header) and self.separator == ","
+        return {"path", "group"} <= set(self.header) and self.plain
 
 
 def read_table(path: Path) -> OwnTable:
-    """The table in a text file whose cells are separated by commas, semicolons or tabs.
+    """The table in a text file, UTF-8 or marked as UTF-16, whose cells are separated by commas, semicolons or tabs.
 
     Raises:
         ManifestError: no such file, not such a table.
@@ -57,20 +63,23 @@ def read_table(path: Path) -> OwnTable:
     if not path.is_file():
         raise ManifestError(f"--labels: found no file at {path}, expected a table of files and labels (CSV).")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        written = path.read_bytes()
+        wide = written.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = written.decode("utf-16" if wide else "utf-8-sig")
         first = text.partition("\n")[0]
         separator = max(",;\t", key=first.count)
-        reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
-        header = list(reader.fieldnames or [])
-        lines = [{name: (cell or "").strip() for name, cell in line.items() if name is not None} for line in reader
-                 if any(line.values())]
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        found = list(reader.fieldnames or [])
+        lines = [{name.strip(): (cell or "").strip() for name, cell in line.items() if name is not None}
+                 for line in reader if any(line.values())]
+        header = [name.strip() for name in found]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}. Expected a table as text in UTF-8, cells separated by commas, "
-                            "semicolons or tabs. Remedy: save it as CSV (UTF-8).") from error
+                            "semicolons or tabs. Remedy: save it as CSV in UTF-8 (in Excel: `CSV UTF-8`).") from error
     if len(header) < 2 or not lines or len(set(header)) < len(header):
         raise ManifestError(f"{path}: found {len(header)} columns ({', '.join(header)[:200]}) and {len(lines)} rows, "
                             "expected a first line of different headings, and rows that name files.")
-    return OwnTable(path, header, lines, separator)
+    return OwnTable(path, header, lines, plain=separator == "," and not wide and found == header)
 
 
 def manifest_of(table: OwnTable, layout: Layout, file_column: str = "", group_column: str = "",
@@ -135,31 +144,41 @@ def _refuse_absent(table: OwnTable, *columns: str) -> None:
 
 
 def _finder(paths: Sequence[str]) -> Callable[[str], str]:
-    """From what a cell says to the one path that it can mean: whole, by its last parts, without its ending; else ""."""
-    by_name: dict[str, dict[str, None]] = {}
+    """From what a cell says to the one path that it can mean: whole, by its last parts, without its ending, in small or
+    large letters; else ""."""
+    exact: dict[str, dict[str, None]] = {}
+    folded: dict[str, dict[str, None]] = {}
     for path in paths:
-        parts = path.split("/")
-        for i in range(len(parts)):
-            tail = "/".join(parts[i:])
-            for name in (tail, _stem(tail)):
-                by_name.setdefault(name, {})[path] = None
+        for name in _names(path):
+            exact.setdefault(name, {})[path] = None
+            folded.setdefault(_folded(name), {})[path] = None
     whole = set(paths)
 
     def find(cell: str) -> str:
         text = cell.replace("\\", "/").removeprefix("./").rstrip("/")
         if text in whole:
             return text
-        parts = text.split("/")
-        for i in range(len(parts)):  # a table may name folders above ours
-            for name in ("/".join(parts[i:]), _stem("/".join(parts[i:]))):
-                if len(meant := by_name.get(name, {})) == 1:
-                    return next(iter(meant))
+        names = _names(text)  # longest first: a table may name folders above ours
+        for meant in (*(exact.get(name, {}) for name in names), *(folded.get(_folded(name), {}) for name in names)):
+            if len(meant) == 1:
+                return next(iter(meant))
         return ""
     return find
 
 
+def _names(path: str) -> list[str]:
+    """What a path may be called: by its last parts, with its ending and without."""
+    parts = path.split("/")
+    return [name for i in range(len(parts)) for tail in ["/".join(parts[i:])] for name in (tail, _stem(tail))]
+
+
 def _stem(path: str) -> str:
     return re.sub(r"(\.nii\.gz|\.[A-Za-z]\w{1,5})$", "", path)
+
+
+def _folded(path: str) -> str:
+    """As file systems compare that do not mind small and large letters, or how an umlaut is put together."""
+    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _file_column(table: OwnTable, find: Callable[[str], str], num_files: int) -> str:
@@ -168,7 +187,7 @@ def _file_column(table: OwnTable, find: Callable[[str], str], num_files: int) ->
     if shares[best] < ENOUGH:
         raise ManifestError(f"{table.path}: found no column that names the {num_files} files of the folder (nearest: "
                             f"{best}, {shares[best]:.0%} of its rows), expected paths below the folder, or file names. "
-                            f"Remedy: give the folder that they are below with --data, or say --files COLUMN (one of "
+                            "Remedy: give the folder that they are below, or say --files COLUMN (one of "
                             f"{', '.join(table.header)}).")
     return best
 
@@ -189,6 +208,9 @@ def _group_column(table: OwnTable, of_path: Mapping[str, Mapping[str, str]], giv
     groups = [line[column] for line in of_path.values()]
     said = [f"Groups: the column {column} ({len(set(groups))} groups of {len(groups)} files). CHECK: this is the "
             "patient, scene or object."]
+    if len(set(groups)) < FEWEST_GROUPS:
+        said.append(f"CHECK: {len(set(groups))} are too few to be divided: train, val and test each get whole groups, and "
+                    "a score has an interval from ten test groups on. Is it another column? --group COLUMN.")
     twice = spelt_alike(groups)
     if twice:
         said.append(f"CHECK: {len(twice)} groups look written in more than one way ({' and '.join(twice[0])}); each "

@@ -23,8 +23,10 @@ def labelled_rows(prepared: Prepared, data: str, task: str, share: float = 1.0,
     """
     train, val = (prepared.rows(split=split, task=task) for split in ("train", "val"))
     if len(train) == 0 or len(val) == 0:
-        raise ValueError(f"task {task} of {data}: found {len(train)} labelled training and "
-                         f"{len(val)} labelled validation rows, expected some of both. Look at `lacuna describe`.")
+        groups = len(set(prepared.column("group")))
+        few = " A split takes whole groups: these are too few, or `group` is not their column." if groups < 5 else ""
+        raise ValueError(f"task {task} of {data}: found {len(train)} labelled training and {len(val)} labelled "
+                         f"validation rows, of {groups} groups, expected some of both.{few} Look at `lacuna describe`.")
     return within_budget(prepared, task, train, share, seed), val
 
 

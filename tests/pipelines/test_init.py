@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,29 @@ def test_a_table_with_headings_of_its_own_is_matched_with_the_files(tmp_path: Pa
                                                                       ("unlabelled", "")]
     assert "names 6 of 8" in text and "1 rows of labels.csv name no file" in text
     assert "Pneumonia (no 3, yes 4)" in text and "the column PatientID" in text and "--label Pneumonia" in text
+
+
+@pytest.mark.parametrize(("encoding", "separator", "end"), [("utf-8-sig", ";", "\r\n"), ("utf-16", "\t", "\r\n"),
+                                                           ("utf-8", ",", "\n")])
+def test_a_table_as_spreadsheets_write_it_is_read_with_headings_and_names_spelt_a_little_otherwise(
+        tmp_path: Path, encoding: str, separator: str, end: str) -> None:
+    touch(tmp_path / "films", "Röntgen/Bild 1 Müller.PNG", "Röntgen/Bild 2.png", "Röntgen/Bild 3.png")
+    apart = unicodedata.normalize("NFD", "bild 1 müller.png")
+    lines = [[" Filename", "PatientID ", " finding "], [apart, "P1", " yes"], ["BILD 2.PNG", "P2", "no "],
+             ["Bild 3", "P3", "no"]]
+    table = tmp_path / "labels.csv"
+    table.write_bytes("".join(separator.join(line) + end for line in lines).encode(encoding))
+    assert "CHECK: 3 are too few to be divided" in init(tmp_path / "films", tmp_path, table, label="finding")
+    assert [(row["path"], row["group"], row["finding"]) for row in rows_of(tmp_path)] == [
+        ("Röntgen/Bild 1 Müller.PNG", "P1", "yes"), ("Röntgen/Bild 2.png", "P2", "no"),
+        ("Röntgen/Bild 3.png", "P3", "no")]
+
+
+def test_files_that_differ_in_small_and_large_letters_alone_are_told_apart(tmp_path: Path) -> None:
+    touch(tmp_path / "films", "x/a.png", "x/A.png", "x/b.png")
+    (tmp_path / "labels.csv").write_text("file,patient\nA.png,1\na.png,2\nB.png,3\n")
+    init(tmp_path / "films", tmp_path, tmp_path / "labels.csv")
+    assert {row["path"]: row["group"] for row in rows_of(tmp_path)} == {"x/A.png": "1", "x/a.png": "2", "x/b.png": "3"}
 
 
 @pytest.mark.parametrize(("kind", "domain"), [("xray", "medical"), ("ct", "medical"), ("multispectral", "satellite"),
