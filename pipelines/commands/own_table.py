@@ -209,7 +209,7 @@ def _group_column(table: OwnTable, of_path: Mapping[str, Mapping[str, str]], giv
     said = [f"Groups: the column {column} ({len(set(groups))} groups of {len(groups)} files). CHECK: this is the "
             "patient, scene or object."]
     if len(set(groups)) < FEWEST_GROUPS:
-        said.append(f"CHECK: {len(set(groups))} are too few to be divided: train, val and test each get whole groups, and "
+        said.append(f"CHECK: {len(set(groups))} are too few to be divided: train, val and test each get whole groups; "
                     "a score has an interval from ten test groups on. Is it another column? --group COLUMN.")
     twice = spelt_alike(groups)
     if twice:
