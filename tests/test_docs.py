@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from models.adapters.adapter import AdapterSettings
 from models.encoder.mask_lists import num_visible
 from models.heads.tuned import HeadSettings
+from pipelines import cli
 from pipelines.adapt import AdaptRun
 from pipelines.domain_adaptation import DomainAdaptationRun
 from pipelines.few_shot import FewShotRun
@@ -127,3 +129,28 @@ def test_the_readme_and_the_cards_name_every_shipped_pretraining_and_no_other() 
     assert named == set(methods) - {"mae", "channel_mae", "point_mae"}
     in_cards = {name for card in CARDS for name in re.findall(r"`pretrain\.(\w+)`", card.read_text(encoding="utf-8"))}
     assert in_cards == shipped
+
+
+def commands_of(page: Path) -> list[tuple[str, str, str]]:
+    """(command, options, as it stands there) of what a page shows of `lacuna COMMAND`, in blocks and in backticks."""
+    text = page.read_text(encoding="utf-8")
+    code = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    code += [" ".join(part.split()) for part in re.findall(r"(?<!`)`(lacuna [^`]+)`(?!`)", text)]
+    lines = [line for block in code for line in block.splitlines()]
+    return [(found[1], found[2].partition("#")[0], line) for line in lines
+            for found in re.finditer(r"\blacuna ([a-z][a-z_-]+)((?:(?!&&).)*)", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_command_and_option_that_a_page_shows_is_one_of_the_command_line(page: Path) -> None:
+    (subs,) = (one for one in cli.parser()._actions if isinstance(one, argparse._SubParsersAction))
+    options = {name: {text for action in sub._actions for text in action.option_strings}
+               for name, sub in subs.choices.items()}
+    for command, rest, line in commands_of(page):
+        assert command in options, f"{page.name}: no command {command} ({line})"
+        unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)) - options[command]
+        assert not unknown, f"{page.name}: {command} has no option {', '.join(unknown)} ({line})"
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len({command for command, _, _ in commands_of(ROOT / "README.md")}) > 20
