@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,15 @@ def test_every_beginning_of_the_label_order_holds_every_class_in_proportion_and_
     for count in (10, 25, 50):
         assert abs(sum(of_group[name] for name in order[:count]) - 0.2 * count) <= 1.5
     assert label_order(groups, labels, seed=3) == order != label_order(groups, labels, seed=4)
+
+
+def test_the_smallest_budget_holds_a_rare_class_too():
+    groups, labels = [f"g{i:02d}" for i in range(60)], np.array([[float(i % 10 == 0)] for i in range(60)], np.float32)
+    prepared = SimpleNamespace(column=lambda name: groups, labels=lambda task: labels,
+                               contract=SimpleNamespace(tasks={"t": SimpleNamespace(kind="single_label")}))
+    for seed in range(5):
+        some = within_budget(prepared, "t", np.arange(60), 2 / 60, seed)
+        assert sorted(labels[some, 0]) == [0, 1]
 
 
 def test_numbers_are_spread_over_budgets_by_quarters():

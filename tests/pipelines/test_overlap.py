@@ -87,6 +87,15 @@ def test_a_pixel_called_in_a_sample_without_the_class_costs_precision_and_is_an_
     assert (before["false_alarms"], after["false_alarms"]) == (0.0, 0.5)
 
 
+def test_a_sample_without_a_class_has_no_dice_of_it_and_its_own_mean_is_over_the_classes_that_it_holds() -> None:
+    labels = np.array([[1.0, 1], [1, np.nan], [1, 1]])
+    told = np.array([[8.0, 0, 2, 0, 5, 0], [3, 1, 1, 4, 0, 0], [0, 9, 0, 0, 0, 0]])
+    np.testing.assert_allclose(overlap.per_sample_dice(labels, told), [[16 / 18, np.nan], [6 / 8, np.nan],
+                                                                     [np.nan, np.nan]])
+    both = np.stack([told, told * 0 + np.array([1.0, 1, 1, 1, 1, 1])])
+    np.testing.assert_allclose(overlap.sample_means(labels, both), [(16 / 18 + 0.5 + 0.5) / 3, (0.75 + 0.5) / 2, 0.5])
+
+
 def test_a_class_that_no_truth_holds_is_left_out_of_every_average_and_named() -> None:
     labels, told = np.ones((4, 2)), np.tile([5.0, 1, 1, 0, 3, 0], (4, 1))
     means, by_class = metrics.score_with_outputs("segmentation", labels, told)

@@ -49,6 +49,13 @@ def test_findings_share_one_temperature_and_unknown_labels_are_left_out() -> Non
     assert fitted.num_rows == int((~np.isnan(y)).sum())
 
 
+def test_rows_of_unknown_class_change_nothing() -> None:
+    z, y = _boastful(2.0, rows=300)
+    rng = np.random.default_rng(1)
+    more, unknown = np.concatenate([z, 9 * rng.normal(size=(200, 4))]), np.concatenate([y, np.full((200, 1), np.nan)])
+    assert fit_temperature(more, unknown, "single_label") == fit_temperature(z, y, "single_label")
+
+
 def test_it_lowers_the_calibration_error_and_keeps_the_ranking() -> None:
     z, y = _boastful(4.0, num_classes=2)
     fitted = fit_temperature(z[:2000], y[:2000], "single_label")

@@ -121,12 +121,13 @@ def test_shares_of_the_cells_together_are_all(project, monkeypatch):
     assert not ways
 
 
-def test_an_arm_that_has_seen_a_test_group_is_refused_before_anything_is_trained(project, monkeypatch):
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_an_arm_that_has_seen_a_held_group_is_refused_before_anything_is_trained(project, monkeypatch, split):
     record = project / "artifacts/pretrain/xray/checkpoint.json"
     before = record.read_text()
     told = json.loads(before)
     prepared = open_prepared(project / "data/prepared/xray")
-    told["pool_groups"] += group_hashes(prepared, prepared.rows(split="test")[:1])
+    told["pool_groups"] += group_hashes(prepared, prepared.rows(split=split)[:1])
     record.write_text(json.dumps(told))
     ways = trained(monkeypatch)
     try:
