@@ -11,6 +11,7 @@ import csv
 import importlib.util
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ DPI = 120
 CELL = 160
 """Pixels of the longer side of a picture in a grid."""
 GAP, CAPTION = 6, 18
+LABEL = 90
+"""Letters of a line below or above a plot of rows: what its width holds."""
 BACKGROUND, INK = (24, 24, 24), (230, 230, 230)
 
 Row = tuple[str, float | None, float | None, float | None]
@@ -149,8 +152,9 @@ def forest(path: Path, rows: Sequence[Row], label: str, title: str = "", zero: b
         axes.axvline(0, color="0.5", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(label)
-    axes.set_title(title)
+    # Below and above the whole figure: long names of rows leave the axes too narrow for either.
+    figure.supxlabel(textwrap.fill(label, LABEL), fontsize="medium")
+    figure.suptitle(textwrap.fill(title, LABEL), fontsize="large")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     return save_figure(figure, path)

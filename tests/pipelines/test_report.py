@@ -58,6 +58,14 @@ def test_every_picture_is_a_png_and_equal_numbers_give_equal_bytes(tmp_path: Pat
         assert paths[0].read_bytes() == paths[1].read_bytes(), name
 
 
+def test_long_names_and_labels_of_a_plot_of_rows_stay_within_the_picture(tmp_path: Path) -> None:
+    label = "AUROC (test groups: 290 at a_hospital_for_children, 80 at another_hospital_with_a_long_name, 7 at a third)"
+    rows = [("pretrained, adapted, at a_hospital_for_children", 0.8, 0.7, 0.9)]
+    assert report.forest(tmp_path / "f.png", rows, label, label)
+    picture = np.asarray(Image.open(tmp_path / "f.png").convert("L"))
+    assert (picture[:, :3] == 255).all() and (picture[:, -3:] == 255).all()
+
+
 def test_reconstructions_keep_colours_and_square_pixels(tmp_path: Path) -> None:
     left = np.zeros((16, 16, 3), np.uint8)
     left[:8] = (255, 0, 0)
