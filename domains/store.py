@@ -142,7 +142,9 @@ def open_prepared(folder: Path, check_reads: bool = True) -> Prepared:
     """
     folder = Path(folder)
     if not (folder / "index.parquet").is_file():
-        raise FileNotFoundError(f"no prepared data at {folder}: found no index.parquet. Run `lacuna ingest`.")
+        there = sorted(path.parent.name for path in folder.parent.glob("*/index.parquet"))
+        raise FileNotFoundError(f"no prepared data at {folder}: found no index.parquet. Run `lacuna ingest`"
+                                + (f", or name one of {', '.join(there[:9])}." if there else "."))
     return Prepared(folder, check_reads)
 
 

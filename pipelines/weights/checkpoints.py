@@ -83,11 +83,21 @@ def _tensors(part: Part) -> Mapping[str, Tensor]:
     return part.state_dict() if isinstance(part, nn.Module) else part
 
 
+def _instead(folder: Path) -> str:
+    """What somebody who named this probably wants."""
+    below = sorted(path.parent.relative_to(folder).as_posix() for depth in ("*/", "*/*/")
+                   for path in folder.glob(depth + RECORD))
+    if below:
+        return f"Expected one of the checkpoints below it: {', '.join(below[:6])}{', ...' if len(below) > 6 else ''}."
+    if folder.is_file():
+        return f"Expected a folder. Weights of others are made one by `lacuna import {folder}`."
+    return "Expected a folder that `lacuna pretrain`, `finetune` or `import` wrote."
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """checkpoint.json, with the version checked. Raises CheckpointError."""
     if not (folder / RECORD).is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: found no {RECORD}. Expected a folder that "
-                              "`lacuna pretrain` or `lacuna finetune` wrote.")
+        raise CheckpointError(f"{folder} is not a checkpoint: found no {RECORD}. {_instead(folder)}")
     record: dict[str, Any] = json.loads((folder / RECORD).read_text())
     if record.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{folder}: found checkpoint format {record.get('format_version')}, expected "

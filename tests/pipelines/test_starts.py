@@ -26,6 +26,17 @@ from tests.pipelines.published_files import mae_file
 SMALL = Shape(24, 2, 3)
 
 
+def test_a_path_that_is_no_checkpoint_is_answered_with_what_was_probably_meant(tmp_path: Path) -> None:
+    for arm in ("pretrained", "scratch"):
+        (tmp_path / "run" / arm / "seed0").mkdir(parents=True)
+        (tmp_path / "run" / arm / "seed0" / checkpoints.RECORD).touch()
+    mae_file(tmp_path / "mae.pth")
+    for path, said in (("run", "below it: pretrained/seed0, scratch/seed0"), ("run/scratch", "below it: seed0"),
+                       ("mae.pth", "lacuna import"), ("nothing", "`lacuna pretrain`, `finetune` or `import`")):
+        with pytest.raises(CheckpointError, match=said):
+            checkpoints.read_record(tmp_path / path)
+
+
 def published(root: Path, name: str = "mae", **options: Any) -> str:
     """An imported MAE file with patches of 4 x 4 on a grid of 3 x 3."""
     given = {"num_heads": 3, **options.pop("given", {})}
