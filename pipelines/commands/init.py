@@ -22,7 +22,7 @@ from domains.manifest import ManifestError
 from domains.publish import write_text
 from pipelines.commands.folder_names import DOMAINS, Layout, look
 from pipelines.commands.mask_classes import numbers_in_masks, task_of
-from pipelines.commands.own_table import could_be_labels, kind_of, manifest_of, read_table
+from pipelines.commands.own_table import MOST_CLASSES, could_be_labels, kind_of, manifest_of, read_table
 from pipelines.commands.starter import added, starter
 
 READ = {
@@ -100,9 +100,15 @@ def _rows(folder: Path, layout: Layout, labels: Path | None, file_column: str,
             raise
         return table_of(layout), [*layout.said, f"{tables[0].name} was not used: {error}"], []
     columns = could_be_labels(table)
-    shown = "; ".join(f"{name} ({', '.join(f'{value} {count}' for value, count in counts.items())})"
-                      for name, counts in columns.items())
-    return text, [*said, *([f"Labels: columns with a few values: {shown}."] if shown else [])], list(columns)
+    shown = "; ".join(f"{name} ({_counts(counts)})" for name, counts in columns.items())
+    return text, [*said, f"Labels: columns with a few values: {shown}." if shown else
+                  "Labels: no column looks like one (a few values, each in several rows); --label COLUMN names it "
+                  f"({', '.join(table.header)})."], list(columns)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    first = [f"{value} {count}" for value, count in list(counts.items())[:MOST_CLASSES]]
+    return ", ".join([*first, *([f"... {len(counts)} classes"] if len(counts) > MOST_CLASSES else [])])
 
 
 def _next(folder: Path, manifest: Path, layout: Layout, columns: list[str], task: str) -> list[str]:

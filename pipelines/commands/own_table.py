@@ -24,11 +24,13 @@ MANIFESTS = "data/manifests"
 OURS = ("path", "mask_path", "group", "split", "source")
 """Columns that a manifest has for itself."""
 NUMBERED = r"(id|no|nr|num|number|code|key)"
-GROUP_WORDS = re.compile(rf"(patient|subject|participant|scene|tile|recording|sequence|session|flight|group){NUMBERED}?"
-                         rf"|pid|mrn|(person|case|plot|field|object|instance){NUMBERED}")
+GROUP_WORDS = re.compile(rf"(patient|subject|participant|scene|tile|recording|sequence|session|flight|group|block)"
+                         rf"{NUMBERED}?|pid|mrn|(person|case|plot|field|object|instance){NUMBERED}")
 """Headings, as small letters alone, of what a split may never cut. A column `object` may well be a class."""
 MOST_CLASSES = 12
 """Different values of a column that may be labels, when it is not said that it is."""
+LABEL_WORDS = re.compile(r"(class|category|diagnosis|species|type)(name|id)?|label(name|id)?")
+"""Headings, as small letters alone, of a column that may have more classes than that, up to a third of the rows."""
 FEWEST_NUMBERS = 50
 """A column of numbers with more different values than this is a quantity, not a class."""
 FEWEST_GROUPS = 5
@@ -127,7 +129,8 @@ def could_be_labels(table: OwnTable, of: Sequence[str] = ()) -> dict[str, dict[s
     counts = {name: Counter(line[name] for line in table.lines if line[name]) for name in table.header
               if name not in (*OURS, *of)}
     return {name: dict(sorted(found.items())) for name, found in counts.items()
-            if 2 <= len(found) <= min(MOST_CLASSES, len(table.lines) // 3)}
+            if 2 <= len(found) <= len(table.lines) // 3
+            and (len(found) <= MOST_CLASSES or LABEL_WORDS.fullmatch(re.sub(r"[^a-z]", "", name.lower())))}
 
 
 def kind_of(values: Iterable[str]) -> Literal["regression", "single_label"]:

@@ -153,6 +153,16 @@ def test_a_table_as_spreadsheets_write_it_is_read_with_headings_and_names_spelt_
         ("Röntgen/Bild 3.png", "P3", "no")]
 
 
+def test_a_column_called_class_may_have_many_and_where_none_looks_like_labels_the_option_is_named(
+        tmp_path: Path) -> None:
+    touch(tmp_path / "shapes", *(f"m{i}.off" for i in range(60)))
+    (tmp_path / "a.csv").write_text("file,block,Class\n" + "".join(f"m{i}.off,b{i},kind{i % 20}\n" for i in range(60)))
+    text = init(tmp_path / "shapes", tmp_path / "a", tmp_path / "a.csv")
+    assert "... 20 classes" in text and "--label Class" in text and "the column block (60 groups" in text
+    (tmp_path / "b.csv").write_text("file,block,name\n" + "".join(f"m{i}.off,b{i},kind{i % 20}\n" for i in range(60)))
+    assert "Labels: no column looks like one" in init(tmp_path / "shapes", tmp_path / "b", tmp_path / "b.csv")
+
+
 def test_files_that_differ_in_small_and_large_letters_alone_are_told_apart(tmp_path: Path) -> None:
     touch(tmp_path / "films", "x/a.png", "x/A.png", "x/b.png")
     (tmp_path / "labels.csv").write_text("file,patient\nA.png,1\na.png,2\nB.png,3\n")
