@@ -94,7 +94,14 @@ def export_weights(checkpoint: str | Path, out: str | Path, family: str, encoder
     parts = ", ".join(part for part, there in (("encoder", True), ("what pretrained it", objective is not None),
                                                ("head", head is not None)) if there)
     return [f"{checkpoint}: {len(tensors)} tensors of {parts} in the layout of {family}", *said,
-            *_untold(encoder, objective, contract, family)]
+            *_untold(encoder, objective, contract, family), *_seen(checkpoint)]
+
+
+def _seen(checkpoint: Path) -> list[str]:
+    """A checkpoint remembers what it has learnt from, so that nobody is tested on it; a file of a family does not."""
+    groups = len(read_record(checkpoint).get("pool_groups") or ())
+    return [f"not in the file either: the {groups} groups that it was pretrained on. Whoever tunes it must keep them out "
+            "of the test rows."] if groups else []
 
 
 def _pieces(folder: Path) -> tuple[Any, Any, PredictSample | None, Contract]:

@@ -11,7 +11,7 @@ from models.published.translation import CannotImport
 from pipelines import finetune, pretrain
 from pipelines.settings import build
 from pipelines.training.finetune_settings import FinetuneRun
-from pipelines.weights.checkpoints import load_encoder
+from pipelines.weights.checkpoints import load_encoder, read_record
 from pipelines.weights.import_published import import_file, load_imported
 from pipelines.weights.open_published import open_published
 from tests.fabricate import prepare, pretrain_settings
@@ -76,7 +76,8 @@ def pretrained(tmp_path_factory) -> Path:
 
 def test_our_own_pretraining_becomes_a_file_with_its_positions_written_out_and_comes_back(tmp_path, pretrained):
     folder = pretrained / "artifacts/pretrain/xray"
-    export_weights(folder, tmp_path / "ours.pth", "mae")
+    seen = len(read_record(folder)["pool_groups"])
+    assert f"the {seen} groups that it was pretrained on" in export_weights(folder, tmp_path / "ours.pth", "mae")[-1]
     tensors = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
     encoder = load_encoder(folder).encoder.eval()
     x = torch.randn(2, 1, 16, 16)
