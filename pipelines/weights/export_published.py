@@ -100,8 +100,8 @@ def export_weights(checkpoint: str | Path, out: str | Path, family: str, encoder
 def _seen(checkpoint: Path) -> list[str]:
     """A checkpoint remembers what it has learnt from, so that nobody is tested on it; a file of a family does not."""
     groups = len(read_record(checkpoint).get("pool_groups") or ())
-    return [f"not in the file either: the {groups} groups that it was pretrained on. Whoever tunes it must keep them out "
-            "of the test rows."] if groups else []
+    return [f"not in the file either: the {groups} groups that it was pretrained on. Whoever tunes it must keep them "
+            "out of the test rows."] if groups else []
 
 
 def _pieces(folder: Path) -> tuple[Any, Any, PredictSample | None, Contract]:
