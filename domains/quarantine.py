@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from domains import worker
+from domains import frames, worker
 from domains.placement import told
 from domains.reading_process import Child
 from domains.sample import DTYPES, Fact, ManifestRow, Piece, mask_shape
@@ -32,7 +32,7 @@ READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
 SMALL_REQUESTS = 16_384
 """Requests below this size together fit the pipe while the child is busy, so that sending them cannot block."""
-DISHONEST = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+DISHONEST = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What it comes to when a frame is taken apart that no honest child sends."""
 MAX_REASON = 300
 MAX_FACT_TEXT = 100
@@ -134,7 +134,7 @@ class _Pool:
         self.children: list[Child] = []
         self.next_row, self.due = 0, 0
         self.again: deque[int] = deque()
-        self.asked: dict[int, tuple[ManifestRow, int]] = {}
+        self.asked: dict[int, ManifestRow] = {}
         self.done: dict[int, Outcome] = {}
         self.before: dict[int, Outcome] = {}
         self.waiting_bytes = 0
@@ -196,18 +196,15 @@ class _Pool:
         if i >= len(self.rows) or (full and i != self.due):
             return False
         row = self._row(i)
-        request = worker.request_of(row)
-        if child.pending and len(request) + sum(self.asked[j][1] for j in child.pending) > SMALL_REQUESTS:
+        request = frames.request_of(row)
+        if child.pending and len(request) + child.asked_bytes > SMALL_REQUESTS:
             return False
         if not self.again:
             self.next_row += 1
         else:
             self.again.popleft()
-        self.asked[i] = row, len(request)
-        child.pending.append(i)
-        if len(child.pending) == 1:
-            child.start_clock()
-        child.write(request)
+        self.asked[i] = row
+        child.ask(i, request)
         return True
 
     def _row(self, i: int) -> ManifestRow:
@@ -240,20 +237,35 @@ class _Pool:
         except DISHONEST:
             self._replace(child, "the reader broke its protocol")
 
-    def _finish(self, child: Child, header: dict[str, Any], payload: bytearray) -> None:
+    def _finish(self, child: Child, header: dict[str, Any], payload: bytearray | memoryview) -> None:
         if "missing" in header:
             raise ImportError(str(header["missing"])[:MAX_REASON])
         if "ready" in header:
             child.ready = True
-        else:
-            i = child.pending[0]
-            if header.get("memory") is True:
-                header["refused"] = f"needs more memory than the {self.limits.memory_gb:g} GiB of limits.memory_gb"
-            outcome = outcome_of(self.asked[i][0], i, header, payload)
-            if i in self.before and outcome.sha256 != self.before[i].sha256:
-                changed = "the file changed while it was read"
-                outcome = dataclasses.replace(outcome, pieces=[], more=False, reason=changed)
-            self._settle(child.take_answered(), outcome)
+            return
+        answers, sizes, begin = header["answers"], header["bytes"], 0
+        if len(answers) > len(child.pending):
+            raise ValueError("answers to what was not asked")
+        for answer, size in zip(answers, sizes, strict=True):
+            if not 0 <= size <= len(payload) - begin:
+                raise ValueError("an answer larger than its frame")
+            self._answered(child, answer, header["peak_bytes"], _own(payload, begin, size))
+            begin += size
+        if begin != len(payload):
+            raise ValueError("answers do not fill their frame")
+
+    def _answered(self, child: Child, answer: dict[str, Any], peak_bytes: int, payload: bytearray) -> None:
+        if "missing" in answer:
+            raise ImportError(str(answer["missing"])[:MAX_REASON])
+        i = child.pending[0]
+        if answer.get("memory") is True:
+            answer["refused"] = f"needs more memory than the {self.limits.memory_gb:g} GiB of limits.memory_gb"
+        answer["peak_bytes"] = peak_bytes
+        outcome = outcome_of(self.asked[i], i, answer, payload)
+        if i in self.before and outcome.sha256 != self.before[i].sha256:
+            changed = "the file changed while it was read"
+            outcome = dataclasses.replace(outcome, pieces=[], more=False, reason=changed)
+        self._settle(child.take_answered(), outcome)
 
     def _settle(self, i: int, outcome: Outcome) -> None:
         if outcome.reason and i in self.before:
@@ -275,10 +287,17 @@ class _Pool:
                                f"({self.limits.memory_gb}), or free memory on this machine.")
         if child.pending:
             guilty = child.take_guilty()
-            row = self.asked[guilty][0]
+            row = self.asked[guilty]
             self._settle(guilty, Outcome(row, guilty, reason=reason or _ending(code), sha256=_hash_or_nothing(row)))
             self.again.extendleft(reversed(child.pending))
         self._start()
+
+
+def _own(payload: bytearray | memoryview, begin: int, size: int) -> bytearray:
+    """A part of a frame, copied, so that whoever keeps one sample does not keep all that came with it."""
+    if isinstance(payload, bytearray) and size == len(payload):
+        return payload
+    return bytearray(memoryview(payload)[begin:begin + size])
 
 
 def _ending(code: int) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from typing import Any
 
-from domains import worker
+from domains import frames, worker
 
 START_SECONDS = 120
 """How long a child may take to import its reader on a busy machine."""
@@ -20,8 +20,8 @@ MOST_PATIENCE = 3
 """Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
 PIPE_BYTES = 2**20
 """What a child may write before the parent has read it."""
-INBOX_BYTES = 2**18
-"""Read beyond what is asked for: of small samples one call brings whole frames."""
+INBOX_BYTES = 2**19
+"""Read at once: one call brings a whole frame that answers for several small files."""
 MOST_AHEAD, AHEAD_SECONDS = 32, 0.05
 """Rows that a child has in hand, the one that it reads included: two, or more where they take so little time that it
 answers several at once."""
@@ -65,16 +65,26 @@ class Child:
         self.max_bytes = memory_bytes
         self.seconds = seconds
         self.pending: deque[int] = deque()
+        self.asked_bytes, self._asked_each = 0, deque[int]()
         self.ahead = 2
         self.ready = False
         self.begun, self.waited, self.asked_at = time.monotonic(), 0.0, -ACCOUNT_SECONDS
         self.deadline = self.begun + START_SECONDS
-        self._inbox = bytearray(INBOX_BYTES)
+        self._inbox = memoryview(bytearray(INBOX_BYTES))
         self._left = memoryview(b"")
         self._expect_frame()
-        self.write(json.dumps({"module": module, "settings": worker.encode(settings), "memory_bytes": memory_bytes,
+        self.write(json.dumps({"module": module, "settings": frames.encode(settings), "memory_bytes": memory_bytes,
                                "last_second": MOST_PATIENCE * seconds, "begun": shared}).encode() + b"\n")
         self.flush()
+
+    def ask(self, row: int, line: bytes) -> None:
+        """One row more is pending."""
+        self.pending.append(row)
+        self._asked_each.append(len(line))
+        self.asked_bytes += len(line)
+        if len(self.pending) == 1:
+            self.start_clock()
+        self.write(line)
 
     def write(self, line: bytes) -> None:
         """One line, sent with the next `flush`. A child that has just died is noticed when its reply channel ends."""
@@ -99,6 +109,7 @@ class Child:
     def take_answered(self) -> int:
         """The row that a reply belongs to, which is pending no more."""
         self._heard_rows += 1
+        self.asked_bytes -= self._asked_each.popleft()
         return self.pending.popleft()
 
     def take_guilty(self) -> int:
@@ -139,7 +150,7 @@ class Child:
             return 0.0
 
     def _expect_frame(self) -> None:
-        self._stage, self._buffer, self._filled = 0, bytearray(worker.LENGTHS.size), 0
+        self._stage, self._buffer, self._filled = 0, bytearray(frames.LENGTHS.size), 0
         self._lengths, self._header = (0, 0), b""
 
     @property
@@ -155,22 +166,31 @@ class Child:
             self._buffer[self._filled:self._filled + len(some)] = some
             self._filled, self._left = self._filled + len(some), self._left[len(some):]
             return True
+        with memoryview(self._buffer) as view:
+            count = self._arrived([view[self._filled:], self._inbox])
+        self._filled += min(count, lacks)
+        self._left = self._inbox[:max(0, count - lacks)]
+        return count > 0
+
+    def _arrived(self, places: list[memoryview]) -> int:
+        """Bytes read into the places; 0 when nothing has arrived."""
         try:
-            with memoryview(self._buffer) as view:
-                count = os.readv(self.stdout.fileno(), [view[self._filled:], self._inbox])
+            count = os.readv(self.stdout.fileno(), places)
         except BlockingIOError:
-            return False
+            return 0
         if count == 0:
             raise EOFError
-        self._filled += min(count, lacks)
-        self._left = memoryview(self._inbox)[:max(0, count - lacks)]
-        return True
+        return count
 
-    def receive(self) -> tuple[dict[str, Any], bytearray] | None:
-        """Take what has arrived; a whole frame when there is one. Raises EOFError at the end of the stream and
-        ValueError on a frame that no honest child sends."""
-        if self._filled == self._stage == 0 and (frame := self._whole_frame()) is not None:
-            return frame
+    def receive(self) -> tuple[dict[str, Any], bytearray | memoryview] | None:
+        """Take what has arrived; a whole frame when there is one, to be used before the next is received. Raises
+        EOFError at the end of the stream and ValueError on a frame that no honest child sends."""
+        if self._filled == self._stage == 0:
+            self._left = self._left or self._inbox[:self._arrived([self._inbox])]
+            if not self._left:
+                return None
+            if (frame := self._whole_frame()) is not None:
+                return frame
         while True:
             while self._filled < len(self._buffer):
                 if not self._read():
@@ -186,9 +206,9 @@ class Child:
                 self._expect_frame()
                 return header, payload
 
-    def _whole_frame(self) -> tuple[dict[str, Any], bytearray] | None:
-        """The next frame, if all of it lies in the inbox already: those of small files come several at once."""
-        first = worker.LENGTHS.size
+    def _whole_frame(self) -> tuple[dict[str, Any], memoryview] | None:
+        """The next frame, if all of it lies in the inbox already."""
+        first = frames.LENGTHS.size
         if len(self._left) < first:
             return None
         of_header, of_arrays = self._checked(self._left[:first])
@@ -196,13 +216,13 @@ class Child:
         if len(self._left) < end:
             return None
         header = json.loads(bytes(self._left[first:first + of_header]))
-        payload = bytearray(self._left[first + of_header:end])
+        payload = self._left[first + of_header:end]
         self._left = self._left[end:]
         return header, payload
 
     def _checked(self, packed: bytearray | memoryview) -> tuple[int, int]:
         """Lengths of a header and of the arrays after it."""
-        of_header, of_arrays = worker.LENGTHS.unpack(packed)
+        of_header, of_arrays = frames.LENGTHS.unpack(packed)
         if of_header > MAX_HEADER_BYTES or of_arrays > self.max_bytes:
             raise ValueError("a reply larger than the limits")
         return of_header, of_arrays

@@ -1,13 +1,11 @@
 """The child process that parses untrusted files; `domains/quarantine.py` starts, feeds and replaces it.
 
-It talks in frames: lengths, a JSON header, raw array bytes. Nothing that a parser could have been tricked into making
-is ever unpickled by the parent.
+What it says, and how, is in `domains/frames.py`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import gc
 import hashlib
 import importlib
@@ -22,17 +20,15 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from domains import links
-from domains.sample import DTYPES, ManifestRow, Part, Piece, Refused
+from domains import frames, links
+from domains.frames import decode, describe
+from domains.sample import ManifestRow, Part, Piece, Refused
 
-LENGTHS = struct.Struct("<IQ")
-"""Bytes of the JSON header, bytes of the arrays after it."""
 COUNT = struct.Struct("<Q")
 """Rows begun, in memory that both sides see."""
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from domains.worker import main; main()"
@@ -50,8 +46,6 @@ TIDY_SHARE = 0.25
 MEMORY_SECONDS = 0.02
 """For how long what the kernel says of a process's memory is taken to be true still: asking after every file costs a
 small one 1 or 2 %, and in so short a time none leaves much behind."""
-MOST_PARTS = 512
-"""Pieces of memory that are written by one call; Linux takes 1,024."""
 SMALL_FILE = 2**18
 """Bytes of a file that is hashed in one go, and for which the reply to the one before may wait."""
 HELD_BYTES, HELD_SECONDS = 2**18, 0.02
@@ -68,27 +62,31 @@ def main() -> None:
     order = json.loads(requests.line())
     begun = Count(order["begun"])
     limit_process(order["memory_bytes"])
-    most = int(TIDY_SHARE * order["memory_bytes"])
+    memory = _Memory(int(TIDY_SHARE * order["memory_bytes"]))
     try:
         module = importlib.import_module(order["module"])
         settings = decode(order["settings"])
     except ImportError as error:
-        replies.add({"missing": str(error)})
-        replies.flush()
+        replies.say({"missing": str(error)})
         return
-    replies.add({"ready": True})
-    replies.flush()
-    memory = _Memory(most)
+    replies.say({"ready": True})
     for row in requests:
-        if replies.held and not _is_small(row):
-            replies.flush()
+        began = time.monotonic()
         begun.up()
         signal.alarm(order["last_second"] + ALARM_SLACK)
-        replies.add(*_answer(module, settings, row, memory))
-        signal.alarm(0)  # a parent that takes its time is no fault of this file; one that is gone ends the next write
+        content = None if row.part else _content_if_small(row.path)
+        if content is None and replies.are_held:  # they must not wait for a file that may take long
+            _hand_over(replies, memory)
+            signal.alarm(order["last_second"] + ALARM_SLACK)
+        replies.add(began, *_answer(module, settings, row, content))
         if replies.are_due or not requests.waiting:
-            replies.flush()
-        memory.tidy()
+            _hand_over(replies, memory)
+
+
+def _hand_over(replies: _Replies, memory: _Memory) -> None:
+    signal.alarm(0)  # a parent that takes its time is no fault of a file; one that is gone ends the write
+    replies.flush(memory.peak_bytes())
+    memory.tidy()
 
 
 class Count:
@@ -135,8 +133,7 @@ class _Requests:
 
     def __next__(self) -> ManifestRow:
         if not self._rows:
-            self._rows.append(asked(self.line()))
-            self._rows.extend(map(asked, self._lines))
+            self._rows.extend(frames.asked([self.line(), *self._lines]))
             self._lines.clear()
         return self._rows.popleft()
 
@@ -147,36 +144,55 @@ class _Requests:
 
 
 class _Replies:
-    """Frames on their way to the parent; like requests, they are put into words together."""
+    """Answers on their way to the parent; like requests, they are put into words together."""
 
     def __init__(self, file: int) -> None:
         self._file, self._since, self._num_bytes = file, 0.0, 0
-        self.held: list[tuple[dict[str, Any], Sequence[np.ndarray]]] = []
+        self._held: list[tuple[dict[str, Any], Sequence[np.ndarray]]] = []
 
-    def add(self, header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
-        """One more frame."""
-        self._since = self._since if self.held else time.monotonic()
-        self.held.append((header, arrays))
+    def say(self, header: dict[str, Any]) -> None:
+        """What is no answer."""
+        frames.send(self._file, header)
+
+    def add(self, began: float, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+        """One more answer, to what was begun then."""
+        self._since = self._since if self._held else began
+        self._held.append((header, arrays))
         self._num_bytes += sum(array.nbytes for array in arrays)
 
     @property
     def are_due(self) -> bool:
-        """Whether enough has come together, or the first has waited long enough."""
+        """Whether enough has come together, or has taken long enough."""
         return self._num_bytes > HELD_BYTES or time.monotonic() - self._since > HELD_SECONDS
 
-    def flush(self) -> None:
-        """Send all that is held."""
-        _write_out(self._file, [part for header, arrays in self.held for part in _frame(header, arrays)])
-        self.held, self._num_bytes = [], 0
+    @property
+    def are_held(self) -> bool:
+        """Whether there are any."""
+        return bool(self._held)
+
+    def flush(self, peak_bytes: int) -> None:
+        """Send all that is held in one frame."""
+        try:
+            self._send(peak_bytes)
+        except (TypeError, ValueError, RecursionError):
+            self._held = [_in_words(*answer) for answer in self._held]
+            self._send(peak_bytes)
+        self._held, self._num_bytes = [], 0
+
+    def _send(self, peak_bytes: int) -> None:
+        frames.send(self._file, {
+            "answers": [header for header, _ in self._held], "peak_bytes": peak_bytes,
+            "bytes": [sum(array.nbytes for array in arrays) for _, arrays in self._held]},
+            [array for _, arrays in self._held for array in arrays])
 
 
-def _is_small(row: ManifestRow) -> bool:
-    """Whether reading it takes so little that what is held may wait for it."""
+def _in_words(header: dict[str, Any], arrays: Sequence[np.ndarray]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
+    """An answer, refused where its facts are none that JSON holds."""
     try:
-        found = os.lstat(row.path)
-    except OSError:  # it is not there, which takes no time to find out
-        return True
-    return stat.S_ISREG(found.st_mode) and found.st_size <= SMALL_FILE and not row.part
+        frames.check_words(header)
+    except (TypeError, ValueError, RecursionError) as error:
+        return {"sha256": header.get("sha256", ""), **_told(error)}, []
+    return header, arrays
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -220,18 +236,22 @@ class _Memory:
         return self.peak
 
 
-def _answer(module: Any, settings: object, row: ManifestRow, memory: _Memory
+def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | None
             ) -> tuple[dict[str, Any], list[np.ndarray]]:
     header: dict[str, Any] = {}
     try:
-        links.refuse_leading_out([row.path], row.within)
-        header["sha256"] = hash_of(row.path)
-        found: list[Piece] | Part = module.read(dataclasses.replace(row, sha256=header["sha256"]), settings)
+        if content is None:
+            links.refuse_leading_out([row.path], row.within)
+            header["sha256"] = hash_of(row.path)
+        else:  # a file and no link, as opening it has shown
+            header["sha256"] = hashlib.sha256(content).hexdigest()
+        object.__setattr__(row, "sha256", header["sha256"])  # nobody has seen the row yet; making another costs more
+        found: list[Piece] | Part = module.read(row, settings)
         pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
-        arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
-        return {**header, "pieces": [describe(piece) for piece in pieces], "peak_bytes": memory.peak_bytes()}, arrays
+        header["pieces"] = [describe(piece) for piece in pieces]
+        return header, [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
     except Exception as error:
-        return {**header, **_told(error), "peak_bytes": memory.peak_bytes()}, []
+        return {"sha256": header.get("sha256", ""), **_told(error)}, []
 
 
 def _told(error: Exception) -> dict[str, Any]:
@@ -259,66 +279,27 @@ def _where(error: Exception) -> str:
     return f"the reader raised {type(error).__name__} at {'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
 
 
-def describe(piece: Piece) -> dict[str, Any]:
-    """What a frame's header says of a piece, whose arrays follow it. Raises Refused for a type that is not stored."""
-    name = _NAMES.get(piece.values.dtype)
-    if name is None:
-        raise Refused(f"the reader returned {piece.values.dtype.name}, expected one of {', '.join(DTYPES)}")
-    return {"dtype": name, "shape": list(piece.values.shape), "facts": piece.facts,
-            "suffix": piece.suffix, "mask_shape": None if piece.mask is None else list(piece.mask.shape),
-            "mask_dtype": None if piece.mask is None else piece.mask.dtype.name,
-            "placement": None if piece.placement is None else vars(piece.placement)}
-
-
-def send(stream: IO[bytes], header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
-    """Write one frame to an unbuffered stream."""
-    _write_out(stream.fileno(), _frame(header, arrays))
-
-
-def _frame(header: dict[str, Any], arrays: Sequence[np.ndarray]) -> list[memoryview]:
-    """Lengths, header, the bytes of the arrays."""
+def _content_if_small(path: Path) -> bytes | None:
+    """What is in a file that is small and no link; None for all else, or where none can be opened."""
     try:
-        text = _AS_TEXT.encode(header).encode()
-    except (TypeError, ValueError) as error:  # facts that JSON does not hold
-        return _frame({"sha256": header.get("sha256", ""), **_told(error)}, ())
-    bodies = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
-    return [memoryview(LENGTHS.pack(len(text), sum(map(len, bodies))) + text), *bodies]
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # whoever reads it in earnest will say so
+        return None
+    try:
+        return _short(file)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
 
 
-def _write_out(file: int, frames: Sequence[memoryview]) -> None:
-    """In as few calls as there may be, since each may wake whoever reads."""
-    parts = deque(frames)
-    while parts:
-        written = os.writev(file, list(islice(parts, MOST_PARTS)))
-        while parts and written >= len(parts[0]):
-            written -= len(parts.popleft())
-        if written:
-            parts[0] = parts[0][written:]
-
-
-def request_of(row: ManifestRow) -> bytes:
-    """One line that asks for a row; `asked` makes it a row again."""
-    return json.dumps([str(row.path), row.key, row.group, row.split, row.source, row.mask_path and str(row.mask_path),
-                       row.columns, row.part, row.within and str(row.within)]).encode() + b"\n"
-
-
-def asked(line: bytes) -> ManifestRow:
-    """The row that a line of `request_of` asks for."""
-    path, key, group, split, source, mask_path, columns, part, within = json.loads(line)
-    return ManifestRow(Path(path), key, group, split, source, mask_path and Path(mask_path), columns, part,
-                       within and Path(within))
-
-
-def _plain(value: object) -> object:
-    """numpy numbers in facts, which readers come by easily."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"facts hold a {type(value).__name__}, expected numbers, texts and lists of them")
-
-
-_AS_TEXT = json.JSONEncoder(default=_plain)
-_NAMES = {np.dtype(name): name for name in DTYPES}
-"""Types that are stored; numpy makes a type's name anew whenever it is asked for."""
+def _short(file: int) -> bytes | None:
+    """What is in an open file, if that is little and stands still."""
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL_FILE:
+        return None
+    content = os.read(file, found.st_size + 1)
+    return content if len(content) == found.st_size else None
 
 
 def hash_of(path: Path) -> str:
@@ -329,41 +310,7 @@ def hash_of(path: Path) -> str:
             digest.update(f"{file.relative_to(path).as_posix()}\0{hash_of(file)}\n".encode())
         return digest.hexdigest()
     with open(path, "rb", buffering=0) as stream:
-        if os.fstat(stream.fileno()).st_size <= SMALL_FILE:  # hashlib would fill a buffer of as many zeros first
-            return hashlib.sha256(stream.read()).hexdigest()
+        if (content := _short(stream.fileno())) is not None:  # hashlib would fill a buffer of as many zeros first
+            return hashlib.sha256(content).hexdigest()
+        stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def encode(value: Any) -> Any:
-    """Settings and rows as JSON values that `decode` turns back into the same types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = f"{type(value).__module__}:{type(value).__qualname__}"
-        return {"": name, "fields": {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}
-    if isinstance(value, Path):
-        return {"": "path", "text": str(value)}
-    if isinstance(value, tuple):
-        return {"": "tuple", "items": [encode(item) for item in value]}
-    if isinstance(value, dict):
-        return {"": "dict", "items": [[key, encode(item)] for key, item in value.items()]}
-    if isinstance(value, list):
-        return [encode(item) for item in value]
-    return value
-
-
-def decode(value: Any) -> Any:
-    """The inverse of `encode`. Used by the child on what its parent sent, never the other way."""
-    if isinstance(value, list):
-        return [decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    match value[""]:
-        case "path":
-            return Path(value["text"])
-        case "tuple":
-            return tuple(decode(item) for item in value["items"])
-        case "dict":
-            return {key: decode(item) for key, item in value["items"]}
-        case name:
-            module, _, attribute = name.partition(":")
-            cls = getattr(importlib.import_module(module), attribute)
-            return cls(**{key: decode(item) for key, item in value["fields"].items()})

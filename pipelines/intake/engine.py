@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from domains import worker
+from domains import frames, worker
 from domains.quarantine import Limits, Outcome, Reader, outcome_of, read_all
 from domains.sample import ManifestRow
 from pipelines.intake.remote import Read
@@ -105,7 +105,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 def _read_by(client: Any, rows: Sequence[ManifestRow], reader: Reader, limits: Limits, engine: Engine, folder: Path
              ) -> Iterator[Outcome]:
-    fixed = worker.encode([reader, limits])
+    fixed = frames.encode([reader, limits])
     starts = iter(range(0, len(rows), engine.rows_per_task))
     under_way: deque[tuple[int, list[ManifestRow], Path, Any]] = deque()
 
@@ -114,7 +114,7 @@ def _read_by(client: Any, rows: Sequence[ManifestRow], reader: Reader, limits: L
         if begin is None:
             return
         chunk = list(rows[begin:begin + engine.rows_per_task])
-        order, part = json.dumps([fixed, worker.encode(chunk)]), folder / f"{begin}.part"
+        order, part = json.dumps([fixed, frames.encode(chunk)]), folder / f"{begin}.part"
         under_way.append((begin, chunk, part, client.submit(
             read_part, order, str(part), pure=False, retries=TRIES - 1)))
 
@@ -146,14 +146,14 @@ def read_part(order: str, part: str) -> int:
 
     The rows are parsed by the same limited child processes as on one machine.
     """
-    (reader, limits), rows = worker.decode(json.loads(order))
+    (reader, limits), rows = frames.decode(json.loads(order))
     number = 0
     # A task that was taken for lost may still be running elsewhere: each writes a file of its own.
     temporary = f"{part}.{os.uname().nodename}.{os.getpid()}"
     with _ONE_AT_A_TIME:
         with open(temporary, "wb", buffering=0) as file:
             for outcome in read_all(rows, reader, limits):
-                worker.send(file, *_described(outcome))
+                frames.send(file.fileno(), *_described(outcome))
                 number += 1
             os.fsync(file.fileno())
         os.replace(temporary, part)
@@ -162,7 +162,7 @@ def read_part(order: str, part: str) -> int:
 
 def _described(outcome: Outcome) -> tuple[dict[str, Any], list[np.ndarray]]:
     header = {"index": outcome.index, "part": outcome.row.part, "more": outcome.more, "sha256": outcome.sha256,
-              "peak_bytes": outcome.peak_bytes, "pieces": [worker.describe(piece) for piece in outcome.pieces]}
+              "peak_bytes": outcome.peak_bytes, "pieces": [frames.describe(piece) for piece in outcome.pieces]}
     if outcome.reason:
         header["refused"] = outcome.reason
     return header, [array for piece in outcome.pieces for array in (piece.values, piece.mask) if array is not None]
@@ -171,8 +171,8 @@ def _described(outcome: Outcome) -> tuple[dict[str, Any], list[np.ndarray]]:
 def _outcomes(part: Path, begin: int, chunk: Sequence[ManifestRow]) -> Iterator[Outcome]:
     """What a worker wrote, checked like what a reading process sends."""
     with part.open("rb") as file:
-        while lengths := file.read(worker.LENGTHS.size):
-            num_header, num_arrays = worker.LENGTHS.unpack(lengths)
+        while lengths := file.read(frames.LENGTHS.size):
+            num_header, num_arrays = frames.LENGTHS.unpack(lengths)
             header, payload = json.loads(file.read(num_header)), bytearray(file.read(num_arrays))
             row = replace(chunk[header["index"]], part=header["part"])
             yield outcome_of(row, begin + header["index"], header, payload)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from domains.frames import LENGTHS
 from domains.sample import ManifestRow, Part, Piece, Refused
-from domains.worker import LENGTHS
 
 
 @dataclass(frozen=True)

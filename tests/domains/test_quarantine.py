@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.faults import seeds
-from domains import worker
+from domains import frames, worker
 from domains.quarantine import DISHONEST, Limits, Outcome, Reader, fault, outcome_of, read_all, spare_children
 from domains.reading_process import Child
 from domains.sample import ManifestRow, Piece
@@ -203,7 +203,7 @@ def test_the_hash_of_a_folder_covers_names_and_contents(tmp_path: Path) -> None:
 
 def test_settings_survive_the_way_to_the_child() -> None:
     for value in (READER.settings, ManifestRow(Path("/a"), "a", "g", "", "s", None, {"": "x"}), [1, (2.5, None)]):
-        assert worker.decode(worker.encode(value)) == value
+        assert frames.decode(frames.encode(value)) == value
 
 
 @pytest.mark.parametrize(("values", "mask", "says"), [
