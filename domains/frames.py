@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from domains.placement import described
 from domains.sample import DTYPES, ManifestRow, Piece, Refused
 
 LENGTHS = struct.Struct("<IQ")
@@ -27,24 +28,30 @@ MOST_PARTS = 512
 """Pieces of memory that are written by one call; Linux takes 1,024."""
 
 
-def describe(piece: Piece) -> dict[str, Any]:
-    """What a frame's header says of a piece, whose arrays follow it. Raises Refused for a type that is not stored."""
+def describe(piece: Piece) -> str:
+    """What a frame says of a piece, whose arrays follow it: one line of JSON.
+
+    Raises:
+        Refused: a type that is not stored.
+        TypeError, ValueError: facts that JSON does not hold.
+    """
     name = _NAMES.get(piece.values.dtype)
     if name is None:
         raise Refused(f"the reader returned {piece.values.dtype.name}, expected one of {', '.join(DTYPES)}")
-    return {"dtype": name, "shape": list(piece.values.shape), "facts": piece.facts,
-            "suffix": piece.suffix, "mask_shape": None if piece.mask is None else list(piece.mask.shape),
-            "mask_dtype": None if piece.mask is None else piece.mask.dtype.name,
-            "placement": None if piece.placement is None else vars(piece.placement)}
+    return _AS_TEXT.encode({
+        "dtype": name, "shape": piece.values.shape, "facts": piece.facts, "suffix": piece.suffix,
+        "mask_shape": None if piece.mask is None else piece.mask.shape,
+        "mask_dtype": None if piece.mask is None else piece.mask.dtype.name,
+        "placement": None if piece.placement is None else described(piece.placement)})
 
 
-def send(file: int, header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+def send(file: int, header: dict[str, Any], arrays: Sequence[np.ndarray] = (), words: Sequence[str] = ()) -> None:
     """Write one frame to a file descriptor, in as few calls as there may be, since each may wake whoever reads.
 
-    Raises:
-        TypeError, ValueError: the header holds what JSON does not; nothing has been written.
+    Args:
+        words: lines of JSON that go after the header.
     """
-    text = _AS_TEXT.encode(header).encode()
+    text = "\n".join((_AS_TEXT.encode(header), *words)).encode()
     arrays = [np.ascontiguousarray(array) for array in arrays]
     parts: deque[Any] = deque([LENGTHS.pack(len(text), sum(array.nbytes for array in arrays)) + text, *arrays])
     while parts:
@@ -72,11 +79,6 @@ def asked(lines: Sequence[bytes]) -> list[ManifestRow]:
                         within and Path(within))
             for path, key, group, split, source, mask_path, columns, part, within
             in json.loads(b"[%b]" % b",".join(lines))]
-
-
-def check_words(header: dict[str, Any]) -> None:
-    """Raise TypeError or ValueError for a header that no frame can hold."""
-    _AS_TEXT.encode(header)
 
 
 def _plain(value: object) -> object:

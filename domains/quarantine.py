@@ -8,23 +8,22 @@ be held whole come parts, the next of which is asked for when the one before has
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from domains import frames, worker
-from domains.placement import told
+from domains.outcome import DISHONEST, MAX_REASON, Outcome, outcome_of
 from domains.reading_process import Child
-from domains.sample import DTYPES, Fact, ManifestRow, Piece, mask_shape
+from domains.sample import ManifestRow, Piece, mask_shape
 
 WINDOW_PER_WORKER = 64
 """Rows that may be read ahead of the one that is due, per worker: a slow file must not let results pile up."""
@@ -32,11 +31,6 @@ READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
 SMALL_REQUESTS = 16_384
 """Requests below this size together fit the pipe while the child is busy, so that sending them cannot block."""
-DISHONEST = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What it comes to when a frame is taken apart that no honest child sends."""
-MAX_REASON = 300
-MAX_FACT_TEXT = 100
-
 @dataclass(frozen=True)
 class Limits:
     """What one file may take before it is quarantined, and how many are read at once."""
@@ -69,30 +63,6 @@ class Reader:
     """Import name of the domain's ingest module."""
     settings: object
     """The reader's settings: a dataclass at the top level of a module."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one row, or of one part of it: pieces, or the reason why there are none."""
-
-    row: ManifestRow
-    index: int = 0
-    """Its place among the rows that were asked for."""
-    more: bool = False
-    """Whether another part of the same row follows."""
-    pieces: list[Piece] = field(default_factory=list)
-    """Empty when refused."""
-    reason: str = ""
-    """Why the file is quarantined; empty when it was read."""
-    sha256: str = ""
-    """Hash of the file's bytes; empty where there is no such file."""
-    peak_bytes: int = 0
-    """Most memory that the reading process has held so far."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the pieces in memory."""
-        return sum(piece.values.nbytes + (0 if piece.mask is None else piece.mask.nbytes) for piece in self.pieces)
 
 
 @contextmanager
@@ -237,30 +207,30 @@ class _Pool:
         except DISHONEST:
             self._replace(child, "the reader broke its protocol")
 
-    def _finish(self, child: Child, header: dict[str, Any], payload: bytearray | memoryview) -> None:
+    def _finish(self, child: Child, header: Any, words: list[bytes], payload: bytearray | memoryview) -> None:
         if "missing" in header:
             raise ImportError(str(header["missing"])[:MAX_REASON])
         if "ready" in header:
             child.ready = True
             return
-        answers, sizes, begin = header["answers"], header["bytes"], 0
+        answers, said, begin = header["answers"], 0, 0
         if len(answers) > len(child.pending):
             raise ValueError("answers to what was not asked")
-        for answer, size in zip(answers, sizes, strict=True):
-            if not 0 <= size <= len(payload) - begin:
+        for answer, num, size in zip(answers, header["pieces"], header["bytes"], strict=True):
+            if not (0 <= num <= len(words) - said and 0 <= size <= len(payload) - begin):
                 raise ValueError("an answer larger than its frame")
-            self._answered(child, answer, header["peak_bytes"], _own(payload, begin, size))
-            begin += size
-        if begin != len(payload):
+            self._answered(child, {**answer, "pieces": words[said:said + num], "peak_bytes": header["peak_bytes"]},
+                           _own(payload, begin, size))
+            said, begin = said + num, begin + size
+        if said != len(words) or begin != len(payload):
             raise ValueError("answers do not fill their frame")
 
-    def _answered(self, child: Child, answer: dict[str, Any], peak_bytes: int, payload: bytearray) -> None:
+    def _answered(self, child: Child, answer: dict[str, Any], payload: bytearray) -> None:
         if "missing" in answer:
             raise ImportError(str(answer["missing"])[:MAX_REASON])
         i = child.pending[0]
         if answer.get("memory") is True:
             answer["refused"] = f"needs more memory than the {self.limits.memory_gb:g} GiB of limits.memory_gb"
-        answer["peak_bytes"] = peak_bytes
         outcome = outcome_of(self.asked[i], i, answer, payload)
         if i in self.before and outcome.sha256 != self.before[i].sha256:
             changed = "the file changed while it was read"
@@ -312,55 +282,6 @@ def _hash_or_nothing(row: ManifestRow) -> str:
         return worker.hash_of(row.path)
     except OSError:  # no such file: that is the reason's business
         return ""
-
-
-def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any], payload: bytearray) -> Outcome:
-    """What a frame of a reading process says of a row. Raises one of DISHONEST on one that no honest process sends."""
-    known: Any = {"sha256": str(header.get("sha256", ""))[:64], "peak_bytes": int(header.get("peak_bytes", 0))}
-    if "refused" in header:
-        return Outcome(row, index, reason=_one_line(str(header["refused"])), **known)
-    pieces, offset = [], 0
-    for described in header["pieces"]:
-        values, offset = _array(payload, offset, described["dtype"], described["shape"])
-        mask = None
-        if described["mask_shape"] is not None:
-            mask, offset = _array(payload, offset, described["mask_dtype"], described["mask_shape"])
-        pieces.append(Piece(values, mask, _facts(described["facts"]), _code(described["suffix"]),
-                            told(described["placement"])))
-    if offset != len(payload):
-        raise ValueError("arrays do not fill their frame")
-    more = header["more"] is True
-    return Outcome(row, index, more, pieces, **known,
-                   reason="" if pieces or more or row.part else "no usable sample in it")
-
-
-def _array(payload: bytearray, offset: int, dtype: str, shape: Sequence[int]) -> tuple[np.ndarray, int]:
-    if dtype not in DTYPES or not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise ValueError("an array of a kind that is not stored")
-    count = math.prod(map(int, shape))
-    end = offset + count * np.dtype(dtype).itemsize
-    if end > len(payload):
-        raise ValueError("an array larger than its frame")
-    return np.frombuffer(payload, dtype, count, offset).reshape(tuple(shape)), end
-
-
-def _facts(raw: Mapping[str, Any]) -> dict[str, Fact]:
-    for name, fact in raw.items():
-        for value in fact if isinstance(fact, list) else [fact]:
-            if not isinstance(value, str | int | float):
-                raise ValueError("a fact that is neither number nor text")
-            _code(f"{name}{value}")
-    return dict(raw)
-
-
-def _code(text: str) -> str:
-    if len(text) > MAX_FACT_TEXT or not text.isprintable():
-        raise ValueError("a text that is no short code")
-    return text
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON]
 
 
 def fault(piece: Piece, dtype: str, num_channels: int, num_dims: int, unknown: float | None) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from domains import frames, worker
 
@@ -37,6 +37,20 @@ _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": st
 """For glibc: arrays of less than 32 MB come from memory that the process has already, of which it keeps 128 MB. Else
 each array of some megabytes is asked of the system and given back, and the pages, zeroed anew, cost a film of
 1,024 x 1,024 as much as all else that is done to it (docs/benchmarks.md)."""
+
+
+class Frame(NamedTuple):
+    """One frame of a child, of which nothing has been believed yet."""
+
+    header: Any
+    words: list[bytes]
+    """The lines after the header."""
+    payload: bytearray | memoryview
+
+
+def _frame(text: bytes, payload: bytearray | memoryview) -> Frame:
+    header, *words = text.split(b"\n")
+    return Frame(json.loads(header), words, payload)
 
 
 class Child:
@@ -182,7 +196,7 @@ class Child:
             raise EOFError
         return count
 
-    def receive(self) -> tuple[dict[str, Any], bytearray | memoryview] | None:
+    def receive(self) -> Frame | None:
         """Take what has arrived; a whole frame when there is one, to be used before the next is received. Raises
         EOFError at the end of the stream and ValueError on a frame that no honest child sends."""
         if self._filled == self._stage == 0:
@@ -202,11 +216,11 @@ class Child:
                 self._header = bytes(self._buffer)
                 self._stage, self._buffer, self._filled = 2, bytearray(self._lengths[1]), 0
             else:
-                header, payload = json.loads(self._header), self._buffer
+                frame = _frame(self._header, self._buffer)
                 self._expect_frame()
-                return header, payload
+                return frame
 
-    def _whole_frame(self) -> tuple[dict[str, Any], memoryview] | None:
+    def _whole_frame(self) -> Frame | None:
         """The next frame, if all of it lies in the inbox already."""
         first = frames.LENGTHS.size
         if len(self._left) < first:
@@ -215,10 +229,9 @@ class Child:
         end = first + of_header + of_arrays
         if len(self._left) < end:
             return None
-        header = json.loads(bytes(self._left[first:first + of_header]))
-        payload = self._left[first + of_header:end]
+        frame = _frame(bytes(self._left[first:first + of_header]), self._left[first + of_header:end])
         self._left = self._left[end:]
-        return header, payload
+        return frame
 
     def _checked(self, packed: bytearray | memoryview) -> tuple[int, int]:
         """Lengths of a header and of the arrays after it."""

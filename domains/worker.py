@@ -19,9 +19,8 @@ import struct
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +77,7 @@ def main() -> None:
         if content is None and replies.are_held:  # they must not wait for a file that may take long
             _hand_over(replies, memory)
             signal.alarm(order["last_second"] + ALARM_SLACK)
-        replies.add(began, *_answer(module, settings, row, content))
+        replies.add(began, _answer(module, settings, row, content))
         if replies.are_due or not requests.waiting:
             _hand_over(replies, memory)
 
@@ -148,17 +147,17 @@ class _Replies:
 
     def __init__(self, file: int) -> None:
         self._file, self._since, self._num_bytes = file, 0.0, 0
-        self._held: list[tuple[dict[str, Any], Sequence[np.ndarray]]] = []
+        self._held: list[_Answer] = []
 
     def say(self, header: dict[str, Any]) -> None:
         """What is no answer."""
         frames.send(self._file, header)
 
-    def add(self, began: float, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+    def add(self, began: float, answer: _Answer) -> None:
         """One more answer, to what was begun then."""
         self._since = self._since if self._held else began
-        self._held.append((header, arrays))
-        self._num_bytes += sum(array.nbytes for array in arrays)
+        self._held.append(answer)
+        self._num_bytes += answer.num_bytes
 
     @property
     def are_due(self) -> bool:
@@ -172,27 +171,12 @@ class _Replies:
 
     def flush(self, peak_bytes: int) -> None:
         """Send all that is held in one frame."""
-        try:
-            self._send(peak_bytes)
-        except (TypeError, ValueError, RecursionError):
-            self._held = [_in_words(*answer) for answer in self._held]
-            self._send(peak_bytes)
-        self._held, self._num_bytes = [], 0
-
-    def _send(self, peak_bytes: int) -> None:
         frames.send(self._file, {
-            "answers": [header for header, _ in self._held], "peak_bytes": peak_bytes,
-            "bytes": [sum(array.nbytes for array in arrays) for _, arrays in self._held]},
-            [array for _, arrays in self._held for array in arrays])
-
-
-def _in_words(header: dict[str, Any], arrays: Sequence[np.ndarray]) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
-    """An answer, refused where its facts are none that JSON holds."""
-    try:
-        frames.check_words(header)
-    except (TypeError, ValueError, RecursionError) as error:
-        return {"sha256": header.get("sha256", ""), **_told(error)}, []
-    return header, arrays
+            "answers": [answer.header for answer in self._held], "pieces": [len(answer.words) for answer in self._held],
+            "bytes": [answer.num_bytes for answer in self._held], "peak_bytes": peak_bytes},
+            [array for answer in self._held for array in answer.arrays],
+            [text for answer in self._held for text in answer.words])
+        self._held, self._num_bytes = [], 0
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -236,22 +220,33 @@ class _Memory:
         return self.peak
 
 
-def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | None
-            ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    header: dict[str, Any] = {}
+class _Answer(NamedTuple):
+    """What became of a row."""
+
+    header: dict[str, Any]
+    words: list[str]
+    """What is said of each piece."""
+    arrays: list[np.ndarray]
+    num_bytes: int
+    """Of the arrays."""
+
+
+def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | None) -> _Answer:
+    sha256 = ""
     try:
         if content is None:
             links.refuse_leading_out([row.path], row.within)
-            header["sha256"] = hash_of(row.path)
+            sha256 = hash_of(row.path)
         else:  # a file and no link, as opening it has shown
-            header["sha256"] = hashlib.sha256(content).hexdigest()
-        object.__setattr__(row, "sha256", header["sha256"])  # nobody has seen the row yet; making another costs more
+            sha256 = hashlib.sha256(content).hexdigest()
+        object.__setattr__(row, "sha256", sha256)  # nobody has seen the row yet; to make another would cost more
         found: list[Piece] | Part = module.read(row, settings)
-        pieces, header["more"] = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
-        header["pieces"] = [describe(piece) for piece in pieces]
-        return header, [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
+        pieces, more = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
+        arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
+        return _Answer({"sha256": sha256, "more": more}, [describe(piece) for piece in pieces], arrays,
+                       sum([array.nbytes for array in arrays]))
     except Exception as error:
-        return {"sha256": header.get("sha256", ""), **_told(error)}, []
+        return _Answer({"sha256": sha256, **_told(error)}, [], [], 0)
 
 
 def _told(error: Exception) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from domains.contract import Contract
 from domains.duplicates import Signed
 from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
+from domains.outcome import Outcome
 from domains.publish import folder_in_the_making, write_text
-from domains.quarantine import Limits, Outcome, Reader, read_all, spare_children
+from domains.quarantine import Limits, Reader, read_all, spare_children
 from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign

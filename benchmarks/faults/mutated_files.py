@@ -25,7 +25,8 @@ import numpy as np
 
 from benchmarks.faults import seeds
 from benchmarks.faults.seeds import Format
-from domains.quarantine import Limits, Outcome, read_all
+from domains.outcome import Outcome
+from domains.quarantine import Limits, read_all
 from domains.reading_process import MOST_PATIENCE
 
 WAYS = ("truncate", "flip", "header", "splice")

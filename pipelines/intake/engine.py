@@ -28,7 +28,8 @@ from typing import Any, Literal
 import numpy as np
 
 from domains import frames, worker
-from domains.quarantine import Limits, Outcome, Reader, outcome_of, read_all
+from domains.outcome import Outcome, outcome_of
+from domains.quarantine import Limits, Reader, read_all
 from domains.sample import ManifestRow
 from pipelines.intake.remote import Read
 

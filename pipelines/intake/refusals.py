@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domains.contract import Contract
+from domains.outcome import Outcome
 from domains.publish import write_text
-from domains.quarantine import Outcome, fault
+from domains.quarantine import fault
 from domains.sample import Piece
 
 

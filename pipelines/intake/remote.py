@@ -23,8 +23,9 @@ from typing import Any, overload
 from urllib.parse import quote, urlsplit
 
 from domains.manifest import Files, folder_line
+from domains.outcome import Outcome
 from domains.publish import write_bytes, write_text
-from domains.quarantine import Limits, Outcome, Reader
+from domains.quarantine import Limits, Reader
 from domains.sample import ManifestRow
 from pipelines.intake import object_store
 from pipelines.intake.download import fetch

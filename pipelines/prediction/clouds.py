@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from domains.outcome import Outcome
 from domains.publish import write_bytes
-from domains.quarantine import Limits, Outcome, Reader, fault, read_all, spare_children
+from domains.quarantine import Limits, Reader, fault, read_all, spare_children
 from domains.reading_process import Child
 from domains.sample import ManifestRow, Task
 from pipelines.prediction import masks

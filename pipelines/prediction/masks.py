@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from domains.native_grid import native_classes
+from domains.outcome import Outcome
 from domains.placement import Placement
 from domains.publish import write_text
-from domains.quarantine import Limits, Outcome, fault, read_all
+from domains.quarantine import Limits, fault, read_all
 from domains.sample import UNKNOWN_CLASS, ManifestRow, Piece, Task
 from pipelines.prediction.native import Native
 from pipelines.prediction.segmenting import segment_values

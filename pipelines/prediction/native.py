@@ -25,7 +25,8 @@ from torch import Tensor
 
 from domains import contract as contracts
 from domains.contract import Contract
-from domains.quarantine import Limits, Outcome, Reader, fault, read_all
+from domains.outcome import Outcome
+from domains.quarantine import Limits, Reader, fault, read_all
 from domains.sample import ManifestRow
 from domains.seal import hash_file
 from models.adapters.token_merging import merge_tokens

@@ -10,7 +10,8 @@ import pytest
 
 from domains.manifest import Files, read_manifest
 from domains.medical.settings import CT
-from domains.quarantine import Limits, Outcome, Reader, read_all
+from domains.outcome import Outcome
+from domains.quarantine import Limits, Reader, read_all
 from tests.domains.medical import files as medical
 
 pytest.importorskip("pydicom", reason="reads DICOM: pip install 'lacuna[medical]'")

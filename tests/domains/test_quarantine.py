@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import struct
 import time
 from collections import deque
 from pathlib import Path
@@ -9,7 +11,9 @@ import pytest
 
 from benchmarks.faults import seeds
 from domains import frames, worker
-from domains.quarantine import DISHONEST, Limits, Outcome, Reader, fault, outcome_of, read_all, spare_children
+from domains.outcome import DISHONEST, Outcome, outcome_of
+from domains.placement import Placement
+from domains.quarantine import Limits, Reader, fault, read_all, spare_children
 from domains.reading_process import Child
 from domains.sample import ManifestRow, Piece
 from tests.domains.hostile_reader import Hostile, Nested
@@ -134,6 +138,7 @@ def test_values_masks_and_facts_arrive_as_they_were_made(tmp_path: Path) -> None
 
 HONEST = {"dtype": "uint8", "shape": [2, 2], "facts": {"format": "x", "spacing": [1.0, 2.0]}, "suffix": "@1",
           "mask_shape": None, "placement": None}
+PLACED = {"shape": [2, 2], "axes": [0, 1], "fractions": struct.pack("<4d", 0, 0, 1, 1).hex(), "crs": ""}
 
 
 @pytest.mark.parametrize("changed", [
@@ -142,17 +147,24 @@ HONEST = {"dtype": "uint8", "shape": [2, 2], "facts": {"format": "x", "spacing":
     {"facts": {"name": {"a": "b"}}}, {"facts": {"name": "x" * 200}}, {"facts": {"name": "a\nb"}},
     {"facts": {"n": None}},
     {"suffix": "x" * 200}, {"suffix": "\x1b[2J"}, {"suffix": 3}, {"mask_shape": [9], "mask_dtype": "uint8"},
-    {"placement": 3}, {"placement": {"shape": [1e400, 1]}},
-    {"placement": {"shape": [2, 2], "axes": [0, 1], "starts": ["0", 0], "steps": [1, 1], "affine": [], "crs": ""}},
-    {"placement": {"shape": [2, 2], "axes": [0, 1], "starts": [10**400, 0], "steps": [1, 1], "affine": [], "crs": ""}}])
+    {"placement": 3}, {"placement": {**PLACED, "shape": [1e400, 1]}},
+    *({"placement": {**PLACED, "fractions": fractions}} for fractions in (
+        3, None, [0.0], "xy", "0" * 63, "0" * 2000, "", struct.pack("<4d", 0, float("nan"), 1, 1).hex(),
+        struct.pack("<4d", 0, 0, 0, 1).hex(), struct.pack("<5d", 0, 0, 1, 1, 1).hex()))])
 def test_what_no_honest_child_says_is_not_believed(tmp_path: Path, changed: dict[str, object]) -> None:
     row = make_rows(tmp_path, {}, 1)[0]
-    assert outcome_of(row, 0, {"pieces": [HONEST], "more": False}, bytearray(4)).pieces[0].suffix == "@1"
-    with pytest.raises(DISHONEST):
-        outcome_of(row, 0, {"pieces": [{**HONEST, **changed}], "more": False}, bytearray(4))
+    honest = json.dumps({**HONEST, "placement": PLACED})
+    (piece,) = outcome_of(row, 0, {"pieces": [honest], "more": False}, bytearray(4)).pieces
+    assert piece.suffix == "@1" and piece.placement == Placement((2, 2), (0, 1), (0.0, 0.0), (1.0, 1.0))
+    for _ in range(2):  # what was looked at once is remembered, but only what was believed
+        with pytest.raises(DISHONEST):
+            outcome_of(row, 0, {"pieces": [json.dumps({**HONEST, **changed})], "more": False}, bytearray(4))
 
 
 @pytest.mark.parametrize("header", [[], "x", {}, {"pieces": 3, "more": False}, {"pieces": []},
+                                    {"pieces": [3], "more": False}, {"pieces": [{}], "more": False},
+                                    {"pieces": ["{"], "more": False}, {"pieces": [b"\xff"], "more": False},
+                                    {"pieces": ["[" * 100_000], "more": False},
                                     {"pieces": [], "more": False, "peak_bytes": float("inf")}])
 def test_a_header_of_another_kind_is_not_believed(tmp_path: Path, header: object) -> None:
     with pytest.raises(DISHONEST):
