@@ -25,12 +25,12 @@ from domains.outcome import DISHONEST, MAX_REASON, Outcome, outcome_of
 from domains.reading_process import Child
 from domains.sample import ManifestRow, Piece, mask_shape
 
-WINDOW_PER_WORKER = 64
+WINDOW_PER_WORKER = 256
 """Rows that may be read ahead of the one that is due, per worker: a slow file must not let results pile up."""
 READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
-SMALL_REQUESTS = 16_384
-"""Requests below this size together fit the pipe while the child is busy, so that sending them cannot block."""
+FEEDING_SECONDS = 0.02
+"""How long rows are gathered before they are sent: those of a data folder elsewhere are fetched first."""
 @dataclass(frozen=True)
 class Limits:
     """What one file may take before it is quarantined, and how many are read at once."""
@@ -151,10 +151,12 @@ class _Pool:
 
     def _feed(self) -> None:
         """Give every child one row to read and one or more in hand, by turns."""
-        hungry = [child for child in self.children if len(child.pending) <= child.ahead // 2]
-        fed = hungry
-        while fed:
-            fed = [child for child in fed if len(child.pending) < child.ahead and self._give(child)]
+        # Towards the end rows are few: one process must not have them all in hand while others have none.
+        most = max(2, (len(self.rows) - self.next_row) // (2 * len(self.children)))
+        hungry = [child for child in self.children if len(child.pending) <= min(child.ahead, most) // 2]
+        fed, began = hungry, time.monotonic()
+        while fed and time.monotonic() - began < FEEDING_SECONDS:
+            fed = [child for child in fed if len(child.pending) < min(child.ahead, most) and self._give(child)]
         for child in hungry:
             child.flush()
 
@@ -167,7 +169,7 @@ class _Pool:
             return False
         row = self._row(i)
         request = frames.request_of(row)
-        if child.pending and len(request) + child.asked_bytes > SMALL_REQUESTS:
+        if child.pending and len(request) + child.asked_bytes > child.room:
             return False
         if not self.again:
             self.next_row += 1

@@ -20,9 +20,9 @@ MOST_PATIENCE = 3
 """Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
 PIPE_BYTES = 2**20
 """What a child may write before the parent has read it."""
-INBOX_BYTES = 2**19
+INBOX_BYTES = 2**20 + 2**18
 """Read at once: one call brings a whole frame that answers for several small files."""
-MOST_AHEAD, AHEAD_SECONDS = 32, 0.05
+MOST_AHEAD, AHEAD_SECONDS = 128, 0.2
 """Rows that a child has in hand, the one that it reads included: two, or more where they take so little time that it
 answers several at once."""
 ACCOUNT_SECONDS = 0.5
@@ -76,6 +76,9 @@ class Child:
         # Large arrays in fewer pieces: every one costs two switches between the processes.
         with contextlib.suppress(PermissionError):  # the user's allowance of pipe memory is spent; slower, not wrong
             fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.room = fcntl.fcntl(self.stdin.fileno(), fcntl.F_GETPIPE_SZ) // 2
+        """Requests below this size together fit the pipe while the child is busy, so that sending them cannot block:
+        of each page of it at least half is used."""
         self.max_bytes = memory_bytes
         self.seconds = seconds
         self.pending: deque[int] = deque()
@@ -143,7 +146,8 @@ class Child:
             self.begun = time.monotonic()
             if self.begun - self.asked_at >= ACCOUNT_SECONDS:
                 self.asked_at, self.waited = self.begun, self._waiting_for_processor()
-            self.deadline = self.begun + self.seconds if self.pending else float("inf")
+            # What is pending first may begin as late as the answers before it are held.
+            self.deadline = self.begun + self.seconds + worker.HELD_SECONDS if self.pending else float("inf")
 
     def is_late(self) -> bool:
         """Whether the time is up. A process that a busy machine has kept waiting gets that time again; one that sleeps
@@ -151,7 +155,8 @@ class Child:
         now = time.monotonic()
         if now > self.deadline and self.ready and self.deadline:
             waited = self._waiting_for_processor() - self.waited
-            self.deadline = self.begun + min(self.seconds + waited, MOST_PATIENCE * self.seconds)
+            self.deadline = self.begun + worker.HELD_SECONDS + min(self.seconds + waited,
+                                                                   MOST_PATIENCE * self.seconds)
         return now > self.deadline
 
     def _waiting_for_processor(self) -> float:

@@ -1,10 +1,12 @@
 """What a model says of stored pixels is brought back to a file's own, exactly where both are one grid."""
 
+import json
+
 import numpy as np
 import pytest
 
 from domains.native_grid import native_classes
-from domains.placement import Placement, told
+from domains.placement import Placement, described, told
 from domains.sample import UNKNOWN_CLASS
 
 
@@ -44,11 +46,23 @@ def test_tiles_side_by_side_claim_every_pixel_once_and_leave_none_out() -> None:
         assert (counted == 1).all()
 
 
-@pytest.mark.parametrize("changed", [{"shape": [3]}, {"axes": [0, 0]}, {"starts": [0.0]}, {"steps": [1.0, 0.0]},
-                                     {"affine": [1.0]}, {"steps": [1.0, float("nan")]}, {"crs": "a\nb"},
-                                     {"crs": "x" * 1000}, {"shape": [0, 4]}])
+def packed(*fractions: float) -> str:
+    return np.array(fractions, "<f8").tobytes().hex()
+
+
+@pytest.mark.parametrize("changed", [
+    {"shape": [3]}, {"axes": [0, 0]}, {"fractions": packed(0, 0, 1)}, {"fractions": packed(0, 0, 1, 0)},
+    {"fractions": packed(0, 0, 1, 1, 1)}, {"fractions": packed(0, 0, 1, float("nan"))}, {"crs": "a\nb"},
+    {"crs": "x" * 1000}, {"shape": [0, 4]}, {"fractions": packed(*range(1000))},
+    {"fractions": packed(0, 0, 1, 1)[:-2]}])
 def test_a_placement_that_places_nothing_is_refused(changed: dict[str, object]) -> None:
-    honest = {"shape": [3, 4], "axes": [0, 1], "starts": [0.0, 0.0], "steps": [1.0, 1.0], "affine": [], "crs": ""}
+    honest = {"shape": [3, 4], "axes": [0, 1], "fractions": packed(0, 0, 1, 1), "crs": ""}
     assert told(honest) == Placement((3, 4), (0, 1), (0.0, 0.0), (1.0, 1.0)) and told(None) is None
     with pytest.raises(ValueError, match="placement"):
         told({**honest, **changed})
+
+
+@pytest.mark.parametrize("affine", [(), tuple(np.random.default_rng(0).normal(size=16).tolist())])
+def test_a_placement_goes_through_json_to_the_last_bit(affine: tuple[float, ...]) -> None:
+    place = Placement((20, 30, 40), (2, 0, 1), (0.1, -1 / 3, 5e-324), (1.1, -0.7, 1e300), affine, "EPSG:32633")
+    assert told(json.loads(json.dumps(described(place)))) == place
