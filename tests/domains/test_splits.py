@@ -144,6 +144,6 @@ def test_groups_of_a_unit_end_in_one_split_and_follow_a_row_that_came_with_one()
 
 
 def test_given_splits_that_differ_inside_a_unit_stay_as_they_are() -> None:
-    rows = [plain_row("a", "train"), plain_row("b", "test"), plain_row("b", "test"), plain_row("c")]
+    rows = [plain_row("a", "train"), plain_row("b", "test"), plain_row("b", "test"), plain_row("c"), plain_row("a")]
     divided = assign(rows, Splits(), {}, {}, {"a": "a", "b": "a", "c": "a"})
-    assert [one.split for one in divided] == ["train", "test", "test", "test"]
+    assert [one.split for one in divided] == ["train", "test", "test", "test", "train"], "a group before its unit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -47,6 +48,14 @@ def test_the_interval_of_worth_counts_seeds_as_well_as_groups():
         scores = means[:, None, None] + by_seed * np.array([-1, 0, 1])[:, None] + by_group * np.r_[0, groups]
         found = told(Curve(tuple(scores), sizes), exact)
         assert found is not None and found.value == pytest.approx(120) and found.low < 90 and found.high > 135
+
+
+def test_the_interval_of_worth_is_as_sure_as_that_of_the_gain():
+    way, baseline = (curve(means, (10, 40, 160), noise=0.02) for means in ([0.70, 0.80, 0.90], [0.60, 0.70, 0.80]))
+    once = gain(way, baseline, 60)
+    found = [worth(way, baseline, dataclasses.replace(once, level=level)) for level in (0.95, 0.999)]
+    assert found[0] is not None and found[1] is not None and found[0].value == found[1].value
+    assert found[1].low < found[0].low - 2 and found[1].high >= found[0].high
 
 
 def test_a_curve_is_made_to_rise_by_the_nearest_one_that_does():

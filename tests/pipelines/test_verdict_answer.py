@@ -61,7 +61,8 @@ def by_hand(kind: str, labels: np.ndarray, predicted: np.ndarray) -> float:
     return float((2 * hit[held] / (2 * hit + wrong + missed)[held]).mean())
 
 
-def answered(kind: str, labels: np.ndarray, told: dict[tuple[str, float, int], np.ndarray]) -> Answer:
+def answered(kind: str, labels: np.ndarray, told: dict[tuple[str, float, int], np.ndarray],
+             losses: dict[tuple[str, float], float] | None = None) -> Answer:
     columns = {"group": [f"g{row % GROUPS}" for row in range(ROWS)]}
     known = np.flatnonzero(~np.isnan(labels).all(axis=1))
     prepared: Any = SimpleNamespace(contract=SimpleNamespace(tasks={"t": TASKS[kind]}, kind="xray"),
@@ -69,7 +70,8 @@ def answered(kind: str, labels: np.ndarray, told: dict[tuple[str, float, int], n
     cells = {}
     for (way, budget, seed), predicted in told.items():
         arm, _, adaptation = way.partition(" ")
-        numbers = {"val_loss": NOISE[way], "learning_rate": 1e-3, "steps": 3, "seconds": 1.0, "trained": 1,
+        loss = NOISE[way] if losses is None else losses[way, budget]
+        numbers = {"val_loss": loss, "learning_rate": 1e-3, "steps": 3, "seconds": 1.0, "trained": 1,
                    "weights": 1, "groups": round(20 * budget)}
         cells[Cell(arm, adaptation or "full", budget, seed, RUN)] = Told(predicted[known], numbers)
     settings = build(VerdictRun, {"domain": "medical", "data": "d", "task": "t", "budgets": [0.5, 1.0],
@@ -91,6 +93,29 @@ def test_a_gain_is_the_mean_difference_of_scores_made_by_hand_and_above_zero_whe
     for (way, budget), at in {(way, budget): i for way in NOISE for i, budget in enumerate((0.5, 1.0))}.items():
         scores = [by_hand(kind, labels, one) for (own, share, _), one in told.items() if (own, share) == (way, budget)]
         assert answer.ways[way].scores[at].value == pytest.approx(np.mean(scores))
+
+
+@pytest.mark.parametrize("best", list(NOISE))
+def test_the_recipe_is_what_validation_rows_prefer_with_all_labels_whatever_test_rows_say(best: str) -> None:
+    labels, told = problem("multi_label")
+    losses = {(way, budget): 0.1 if (way == best) == (budget == 1.0) else 0.2 for way in NOISE for budget in (0.5, 1.0)}
+    assert answered("multi_label", labels, told, losses).recipe[0] == best
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_the_recipe_is_ahead_of_a_floor_by_the_difference_of_scores_made_by_hand(
+        kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, told = problem(kind)
+    known = np.flatnonzero(~np.isnan(labels).all(axis=1))
+    simple = told["scratch", 0.5, 0]
+    monkeypatch.setattr(verdict_answer, "_floors", lambda *asked: {
+        "thumbnail": verdict_answer.Said(simple[known][None], np.zeros((1, len(known)), np.int64))})
+    answer = answered(kind, labels, told)
+    best = np.mean([by_hand(kind, labels, told["pretrained full", 1.0, seed]) for seed in (0, 1, 2)])
+    sign = -1 if kind == "regression" else 1
+    assert answer.recipe[0] == "pretrained full"
+    assert answer.ahead["thumbnail"].value == pytest.approx(sign * (best - by_hand(kind, labels, simple)))
+    assert answer.ahead["thumbnail"].value > 0
 
 
 @pytest.mark.parametrize("kind", list(TASKS))
