@@ -32,6 +32,11 @@ class Cloud:
     more: dict[str, np.ndarray] = field(default_factory=dict)
     """M c per attribute that the file has, in the file's own numbers and type; under "class", M 1 classes of points."""
 
+    @property
+    def num(self) -> int:
+        """Points."""
+        return len(self.xyz)
+
     def take(self, index: np.ndarray) -> Cloud:
         """The points at these indices, or where this mask is true; these points themselves where that is everywhere."""
         if index.dtype == bool and index.all():

@@ -23,7 +23,8 @@ import numpy as np
 from domains.pointcloud import las_header
 from domains.pointcloud.cloud import CHANNELS, Mesh, span
 from domains.pointcloud.headers import read_ply_header
-from domains.pointcloud.ingest import PORTION, contents_of, is_noise, parsing, seen, xyz_of
+from domains.pointcloud.ingest import PORTION, contents_of, parsing, seen
+from domains.pointcloud.las import is_noise, xyz_of
 from domains.pointcloud.libraries import library
 from domains.pointcloud.ply import columns_of
 from domains.pointcloud.settings import Points

@@ -25,6 +25,7 @@ from domains.pointcloud.columns import read_array, read_text
 from domains.pointcloud.farthest import farthest_first
 from domains.pointcloud.georeference import epsg_of, metres_of
 from domains.pointcloud.headers import read_pcd_header
+from domains.pointcloud.las import ROW, Records, check_unit, cloud_of, is_noise
 from domains.pointcloud.libraries import library
 from domains.pointcloud.obj import read_obj
 from domains.pointcloud.off import read_off
@@ -44,17 +45,10 @@ FARTHEST_OF_MESH = 4
 """Points that are drawn by area for each farthest one that is stored."""
 ROUNDED = 0.002
 """Share of a cloud's extent that the rounding of its coordinates may be."""
-UNIT_TOLERANCE = 1e-4
-"""The two feet differ by 2e-6, which is 10 m at five million; at a scene's size it is nothing."""
-NOISE_CLASSES = (7, 18)
-"""ASPRS classes of points that the surveyor has marked as noise: low and high."""
 PORTION = 1_000_000
 """Points of a LAS file that are decoded at once."""
 WHOLE = 4_000_000
 """A LAS file with more points is thinned while it is read, since only some of them are stored in the end."""
-
-ROW = "row"
-"""The attribute that numbers the points of a file, where they are numbered."""
 
 PCD_ATTRIBUTES = {"normals": CHANNELS["normals"], "colors": CHANNELS["colour"], "intensity": CHANNELS["intensity"],
                   "label": ("class",), "class": ("class",), "classification": ("class",)}
@@ -110,6 +104,8 @@ def _read(row: ManifestRow, settings: Settings, classes: bool, numbered: bool) -
     contents, facts = contents_of(row.path, suffix, settings)
     if not classes or isinstance(contents, Mesh):  # between the corners of a triangle there is no class
         contents.more.pop("class", None)
+    for name in set(contents.more) - {*settings.features, "class"}:  # nothing is stored of it
+        del contents.more[name]
     if classes and "class" not in contents.more:
         raise Refused("found no class of its points, expected a cloud with a column class, label or classification")
     _refuse_rounded(contents.vertices if isinstance(contents, Mesh) else contents.xyz)
@@ -166,7 +162,8 @@ def _in_metres(cloud: Cloud, settings: Points, y_up: bool) -> Cloud:
 def _refuse_rounded(xyz: np.ndarray) -> None:
     """Numbers of 32 bits tell 0.5 m apart at a northing of five million: an object that was saved so lies on a few
     planes, and its file does not say it."""
-    finite = xyz[np.isfinite(xyz).all(axis=1)]
+    known = np.isfinite(xyz)
+    finite = xyz if known.all() else xyz[known.all(axis=1)]
     if not len(finite):
         return
     low, high = span(finite)
@@ -211,7 +208,7 @@ def _of_chips(chips: Chips, facts: dict[str, Fact], settings: Points, y_up: bool
     return pieces
 
 
-def _piece(cloud: Cloud, extent: Extent, top: dict[str, float], facts: dict[str, Fact], settings: Points,
+def _piece(cloud: Cloud | Records, extent: Extent, top: dict[str, float], facts: dict[str, Fact], settings: Points,
            rng: np.random.Generator, suffix: str = "", on_a_map: bool = False) -> Piece:
     """Choose, centre and scale. In random order the first k points are a fair sample for any k; chosen farthest first
     they are the k that cover the shape best."""
@@ -219,7 +216,7 @@ def _piece(cloud: Cloud, extent: Extent, top: dict[str, float], facts: dict[str,
         noise = f" besides {facts['dropped_noise']} marked as noise (drop_noise)" if facts.get("dropped_noise") else ""
         raise Refused(f"found {extent.count} finite points{noise}, expected at least {settings.min_points} "
                       "(min_points)")
-    cloud = cloud.take(_chosen(cloud.xyz, settings, rng))
+    cloud = _chosen(cloud, settings, rng)
     with np.errstate(over="ignore", invalid="ignore"):  # of coordinates that only damage makes so large
         centre = cloud.xyz.mean(axis=0)
         places = cloud.xyz - centre
@@ -238,13 +235,13 @@ def _piece(cloud: Cloud, extent: Extent, top: dict[str, float], facts: dict[str,
                  suffix=suffix, rows=cloud.more[ROW][:, 0] if ROW in cloud.more else None)
 
 
-def _chosen(xyz: np.ndarray, settings: Points, rng: np.random.Generator) -> np.ndarray:
-    """Indices of the points to store, in the order in which they are stored."""
-    drawn = rng.permutation(len(xyz))
+def _chosen(cloud: Cloud | Records, settings: Points, rng: np.random.Generator) -> Cloud:
+    """The points to store, in the order in which they are stored."""
+    drawn = rng.permutation(cloud.num)
     if settings.sample == "random":
-        return drawn[:settings.points_per_sample]
-    drawn = drawn[:FARTHEST_AMONG]
-    return drawn[farthest_first(xyz[drawn] - xyz[:1], settings.points_per_sample)]
+        return cloud.take(drawn[:settings.points_per_sample])
+    some, first = cloud.take(drawn[:FARTHEST_AMONG]), cloud.take(np.zeros(1, np.intp))
+    return some.take(farthest_first(some.xyz - first.xyz, settings.points_per_sample))
 
 
 # ---- formats ----
@@ -271,7 +268,7 @@ def contents_of(path: Path, suffix: str, settings: Points) -> tuple[Mesh | Cloud
 
 def _sampled(mesh: Mesh, settings: Points, rng: np.random.Generator) -> tuple[Cloud, dict[str, Fact]]:
     several = FARTHEST_OF_MESH if settings.sample == "farthest" else 1
-    cloud, area = sample_mesh(mesh, several * settings.points_per_sample, rng)
+    cloud, area = sample_mesh(mesh, several * settings.points_per_sample, rng, "normals" in settings.features)
     return cloud, {"format": "mesh", "num_vertices": len(mesh.vertices), "num_triangles": len(mesh.triangles),
                    "area": area * settings.metres_per_unit ** 2}
 
@@ -298,28 +295,38 @@ def _pcd(path: Path, promised: int) -> Cloud:
 def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generator, classes: bool,
                 numbered: bool) -> list[Piece]:
     """A LAS file portion by portion, so that of a scene that is cut, or of a very large file, only what may be stored
-    is ever in memory."""
+    is ever in memory; of one of a single portion, only what is stored becomes coordinates."""
     laspy = library("laspy")
     facts: dict[str, Fact] = {"format": "LAS", "dropped_noise": 0, "dropped_non_finite": 0}
-    chips, whole, found = _chips(settings, rng), [], 0
+    chips, whole, records, found = _chips(settings, rng), list[Cloud](), None, 0
+
+    def cloud_at(some: Any, rows: np.ndarray) -> Cloud:
+        return _in_metres(cloud_of(some, settings, classes, rows if numbered else None), settings, y_up)
+
     las_header.check(path)
     with parsing("LAS"), laspy.open(path) as file:
         promised = int(file.header.point_count)
         _limit("LAS", promised, settings)
         streamed = bool(settings.tile_metres) or promised > WHOLE
-        records = [*file.header.vlrs, *(file.evlrs or ())]
-        code = epsg_of(records)
-        _check_unit(*metres_of(records), settings)
+        told = [*file.header.vlrs, *(file.evlrs or ())]
+        code = epsg_of(told)
+        check_unit(*metres_of(told), settings)
         for portion in file.chunk_iterator(PORTION):
-            found += len(portion)
-            rows = np.arange(found - len(portion), found) if numbered else None
-            cloud = _las_portion(portion, settings, facts, classes, rows)
-            metric = _in_metres(cloud, settings, y_up)
-            facts["dropped_non_finite"] = int(str(facts["dropped_non_finite"])) + len(cloud.xyz) - len(metric.xyz)
+            first, found = found, found + len(portion)
+            wanted = ~is_noise(portion) if settings.drop_noise else np.ones(len(portion), bool)
+            _count(facts, "dropped_noise", len(portion) - int(np.count_nonzero(wanted)))
+            if found == promised == len(portion) and not streamed:
+                records = Records(portion, wanted, settings, cloud_at)
+                if records.extent is not None:
+                    continue
+            some, rows = (portion, np.arange(first, found)) if wanted.all() else \
+                (portion[wanted], first + np.flatnonzero(wanted))
+            cloud = cloud_at(some, rows)
+            _count(facts, "dropped_non_finite", len(rows) - len(cloud.xyz))
             if streamed:
-                chips.add(metric)
+                chips.add(cloud)
             else:
-                whole.append(metric)
+                whole.append(cloud)
     if found != promised:
         raise Refused(f"LAS: found {found} points, expected the {promised} that the header promises")
     if code is not None and not y_up:
@@ -330,53 +337,14 @@ def _las_pieces(path: Path, settings: Points, y_up: bool, rng: np.random.Generat
         nothing = (0, 0), _extent(join([])), join([])  # where every point was left out; `_piece` refuses it
         _, extent, cloud = next(chips.chips(), nothing)
         return [_piece(cloud, extent, chips.largest, facts, settings, rng, on_a_map=not y_up)]
+    if records is not None and records.extent is not None:
+        return [_piece(records, records.extent, records.largest, facts, settings, rng, on_a_map=not y_up)]
     cloud = join(whole)
     return [_piece(cloud, _extent(cloud), largest(cloud), facts, settings, rng, on_a_map=not y_up)]
 
 
-def _check_unit(told: float | None, height: float | None, settings: Points) -> None:
-    """Surveys of one archive come in metres and in feet, and say so."""
-    if told and height and abs(told - height) > UNIT_TOLERANCE * told:
-        raise Refused(f"LAS: found heights in a unit of {height:.6g} m and a plan in one of {told:.6g} m, expected one "
-                      "unit. Remedy: reproject the file")
-    if told == 0:
-        raise Refused("LAS: its coordinates are degrees, expected a length. Remedy: reproject the file to a metric "
-                      "coordinate system")
-    if told is not None and settings.metric and abs(told - settings.metres_per_unit) > UNIT_TOLERANCE * told:
-        raise Refused(f"LAS: found a unit of {told:.6g} m, expected {settings.metres_per_unit:.6g} as set. Remedy: set "
-                      "metres_per_unit to the file's, or reproject files of another unit")
-
-
-def _las_portion(portion: Any, settings: Points, facts: dict[str, Fact], classes: bool,
-                 rows: np.ndarray | None) -> Cloud:
-    xyz = xyz_of(portion)
-    names = set(portion.point_format.dimension_names)
-    columns = {name: np.asarray(portion[name]) for name in ("intensity", "red", "green", "blue")
-               if name in names and settings.features}
-    more: dict[str, np.ndarray] = {name: values for name, values in attributes(columns).items()
-                                   if name in settings.features}
-    told = np.asarray(portion.classification)
-    more |= ({"class": told[:, None]} if classes else {}) | ({} if rows is None else {ROW: rows[:, None]})
-    cloud = Cloud(xyz, more)
-    if not settings.drop_noise:
-        return cloud
-    wanted = ~is_noise(portion)
-    facts["dropped_noise"] = int(str(facts["dropped_noise"])) + int(np.count_nonzero(~wanted))
-    return cloud.take(wanted)
-
-
-def xyz_of(portion: Any) -> np.ndarray:
-    """M 3 of a portion of a LAS file, in the file's own coordinates."""
-    xyz = np.empty((len(portion), 3))
-    for axis, name in enumerate("xyz"):  # column by column: an array of its own for each would be copied once more
-        xyz[:, axis] = getattr(portion, name)
-    return xyz
-
-
-def is_noise(portion: Any) -> np.ndarray:
-    """M bool: points of a LAS file that `drop_noise` leaves out, marked by the surveyor as noise or as withheld."""
-    told = np.asarray(portion.classification)
-    return np.logical_or.reduce([told == noise for noise in NOISE_CLASSES]) | (np.asarray(portion.withheld) != 0)
+def _count(facts: dict[str, Fact], name: str, more: int) -> None:
+    facts[name] = int(str(facts[name])) + more
 
 
 # ---- libraries ----

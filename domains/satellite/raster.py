@@ -1,6 +1,7 @@
-"""Rasters that GDAL opens: by allow-list, with nothing read beside the file itself, all bands of it in one walk.
+"""Rasters that GDAL opens: by allow-list, with nothing read beside the file itself, and small ones in one walk over
+their blocks.
 
-Legend: C bands of the file, H W its rows and columns, h w those of a window.
+Legend: C bands of the file, H W its rows and columns.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +30,7 @@ CACHE_BYTES = 2**28
 """Decoded blocks that GDAL keeps: a row of blocks of a Sentinel-2 granule in all its bands, so that none is decoded
 again for the next tile."""
 TOGETHER_BYTES = 2**26
-"""Bands are read together where they take no more than this: GDAL then walks over the file's blocks once."""
+"""Files of a row are decoded whole, and checked by their pixels, where these take no more than this."""
 
 
 @contextmanager
@@ -105,16 +106,12 @@ class Rasters:
 
 
 class Raster:
-    """One open file, whose bands are read together where they are small."""
+    """One open file; where it is small, all of it is decoded once."""
 
     def __init__(self, path: Path, dataset: Any) -> None:
         self.path, self.dataset = path, dataset
-        self._wanted: list[int] = []
-        self._box: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
-        self._values: dict[int, np.ndarray] = {}
-        """By band: h w of the window `_box`."""
         self._whole: np.ndarray | None = None
-        """C H W where the file was decoded whole to be checked."""
+        """C H W where the file was decoded whole to be checked, and was found to be so."""
 
     @cached_property
     def _flags(self) -> Any:
@@ -131,7 +128,6 @@ class Raster:
         """
         flags = {flag.name for flag in self._flags[index - 1]}
         masked = flags != {"all_valid"} and (alpha or "alpha" not in flags)
-        self._wanted.append(index)
         return Layer((self.dataset.height, self.dataset.width), partial(self._window, index, masked), scaled)
 
     def _window(self, index: int, masked: bool, top: int, bottom: int, left: int,
@@ -139,25 +135,13 @@ class Raster:
         from rasterio.errors import RasterioError
         box = ((top, bottom), (left, right))
         try:
-            values = self._read(index, box) if self._whole is None else self._whole[index - 1, top:bottom, left:right]
+            values = (self.dataset.read(index, window=box) if self._whole is None
+                      else self._whole[index - 1, top:bottom, left:right])
             # Nodata, alpha and masks inside the file.
             return values, self.dataset.read_masks(index, window=box) > 0 if masked else None
         except RasterioError as error:
             raise Refused(f"{self.dataset.driver} could not be decoded ({type(error).__name__}); the file is "
                           "damaged.") from error
-
-    def _read(self, index: int, box: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
-        if box != self._box or index not in self._values:
-            bands = self._wanted if self._bytes(self._wanted, box) <= TOGETHER_BYTES else [index]
-            self._values = dict(zip(bands, self.dataset.read(bands, window=box), strict=True))
-            self._box = box
-        return self._values[index]
-
-    def _bytes(self, bands: Sequence[int], box: tuple[tuple[int, int], tuple[int, int]]) -> float:
-        """What bands of a window take; endless where they are of different types, which are read one by one."""
-        types = {self.dataset.dtypes[band - 1] for band in bands}
-        pixels = math.prod(stop - start for start, stop in box)
-        return len(bands) * pixels * np.dtype(types.pop()).itemsize if len(types) == 1 else math.inf
 
     def check(self, spare: int) -> int:
         """Refuse a TIFF of which a deflated block is damaged.
@@ -168,15 +152,15 @@ class Raster:
         Returns:
             The bytes that are.
         """
-        if self.dataset.driver == "GTiff":
-            deflated.check(self.path, BLOCK_BUDGET, lambda: self._decoded(spare))
+        if self.dataset.driver == "GTiff" and not deflated.check(self.path, BLOCK_BUDGET, lambda: self._decoded(spare)):
+            self._whole = None
         return 0 if self._whole is None else self._whole.nbytes
 
     def _decoded(self, spare: int) -> np.ndarray | None:
         """C H W of all bands, None where they are large or cannot be decoded: then they are read window by window."""
         from rasterio.errors import RasterioError
-        everything = ((0, self.dataset.height), (0, self.dataset.width))
-        if self._bytes(self.dataset.indexes, everything) > spare:
+        types = {np.dtype(dtype) for dtype in self.dataset.dtypes}
+        if len(types) > 1 or self.dataset.count * math.prod(self.dataset.shape) * types.pop().itemsize > spare:
             return None
         try:
             self._whole = self.dataset.read()
