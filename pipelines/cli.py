@@ -286,7 +286,8 @@ def print_result(stage: str, name: str, result: dict[str, Any], root: Path) -> N
     """What was done and where it lies, in a few lines."""
     shown = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     print(f"{stage} {name}: " + (_ingested(result) if stage == "ingest" else ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())))
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {str(value).removesuffix('.')}"
+        for key, value in shown.items())))
     made = f"data/prepared/{name}" if stage == "ingest" else f"artifacts/{stage}/{name}"
     for folder in (made, f"reports/{stage}/{name}"):
         if (root / folder).exists():

@@ -20,6 +20,14 @@ from pipelines.training.resume import REPOSITORY
 
 PATIENCE = 60.0
 """Seconds that processes have to save what they were training, after Ctrl-C."""
+RUN = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+"""What a process runs: a module, and no traceback where Ctrl-C comes while it still loads."""
 Told = Callable[[Mapping[str, Any], int], None]
 """Called with (numbers, step), like `Run.metrics`."""
 
@@ -90,7 +98,7 @@ def _start(module: str, request: Mapping[str, Any], environment: dict[str, str])
     points, written = os.pipe()
     try:
         # A group of its own: Ctrl-C in a terminal reaches the parent alone, which hands it on once
-        process = subprocess.Popen([sys.executable, "-P", "-m", module, str(written)], stdin=subprocess.PIPE,
+        process = subprocess.Popen([sys.executable, "-P", "-c", RUN, module, str(written)], stdin=subprocess.PIPE,
                                    env=environment, pass_fds=(written,), process_group=0)
     finally:
         os.close(written)

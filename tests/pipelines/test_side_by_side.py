@@ -114,6 +114,15 @@ def test_ctrl_c_is_handed_on_once_and_processes_have_time_to_save(tmp_path):
     assert not any(runs(int(path.name)) for path in tmp_path.iterdir())
 
 
+def test_ctrl_c_while_a_process_still_loads_ends_it_without_a_traceback(tmp_path, capfd):
+    child = side_by_side._start("tests.pipelines.waits", {"mark": str(tmp_path)}, side_by_side.environment_of(0, 1))
+    time.sleep(0.3)
+    child.process.send_signal(signal.SIGINT)
+    code = child.process.wait(60)
+    child.end()
+    assert code in (130, -signal.SIGINT) and "Traceback" not in capfd.readouterr().err
+
+
 def runs(process: int) -> bool:
     try:
         return "(zombie)" not in Path(f"/proc/{process}/status").read_text()
