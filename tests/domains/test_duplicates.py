@@ -131,6 +131,13 @@ def test_overlapping_ground_across_splits_is_found(tmp_path: Path) -> None:
     assert found[0].score == pytest.approx(120 * 220 / 320**2)
 
 
+def test_a_small_tile_inside_a_large_one_overlaps_wholly() -> None:
+    facts = [{"bounds": [0, 0, 1000, 1000]}, {"bounds": [10, 10, 30, 30]}, {"bounds": [990, 10, 1010, 30]}]
+    found = list(duplicates.overlaps(facts, np.array([0, 2, 2])))
+    pairs = {(min(a, b), max(a, b)): share for some in found for a, b, share in zip(*some, strict=True)}
+    assert pairs == {(0, 1): pytest.approx(1.0), (0, 2): pytest.approx(0.5)}
+
+
 def test_tiles_that_only_touch_do_not_overlap() -> None:
     facts = [{"bounds": [0, 0, 10, 10]}, {"bounds": [10, 0, 20, 10]}, {"bounds": [0, 10, 10, 20]}]
     assert list(duplicates.overlaps(facts, np.array([0, 1, 2]))) == []

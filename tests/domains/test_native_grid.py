@@ -46,6 +46,14 @@ def test_tiles_side_by_side_claim_every_pixel_once_and_leave_none_out() -> None:
         assert (counted == 1).all()
 
 
+def test_a_piece_takes_nothing_from_another_where_it_holds_nothing_itself() -> None:
+    place = Placement(shape=(2, 3), axes=(0, 1), starts=(0.0, 0.0), steps=(1.0, 1.0))
+    first = native_classes(np.ones((1, 2, 3), np.float32), np.ones((2, 3), bool), place)
+    second = np.stack([np.zeros((2, 3)), np.ones((2, 3))]).astype(np.float32)
+    both = native_classes(second, np.array([[True, False, True], [False, False, True]]), place, first)
+    assert both.tolist() == [[1, 0, 1], [0, 0, 1]]
+
+
 def packed(*fractions: float) -> str:
     return np.array(fractions, "<f8").tobytes().hex()
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from domains.native_grid import native_classes
+from domains.placement import Placement
 from domains.sample import UNKNOWN_CLASS, Part, Piece
 from domains.satellite import export, ingest
 from domains.satellite.ingest import Multispectral
@@ -140,6 +141,19 @@ def test_areas_are_square_metres_on_any_grid(tmp_path: Path) -> None:
     assert place is not None
     counts, sizes, unit = export.measure(truth, place, NAMES)
     assert unit == "m2" and sizes is not None and np.allclose(sizes, counts * 11.132 ** 2 * 0.5, rtol=1e-3)
+
+
+def test_areas_of_grids_in_feet_and_of_tall_ones_in_degrees_are_those_of_each_pixel() -> None:
+    classes = np.repeat(np.arange(40) // 20, 3).reshape(40, 3).astype(np.uint8)
+    feet = Placement((40, 3), (0, 1), (0.0, 0.0), (1.0, 1.0), (10.0, 0, 0, 0, -10.0, 0), "EPSG:2263")
+    _, sizes, unit = export.measure(classes, feet, {0: "land", 1: "water"})
+    assert unit == "m2" and sizes == pytest.approx([60 * (10 * 1200 / 3937) ** 2] * 2)
+    tall = Placement((40, 3), (0, 1), (0.0, 0.0), (1.0, 1.0), (0.5, 0, 7.0, 0, -1.0, 70.0), "EPSG:4326")
+    _, sizes, _ = export.measure(classes, tall, {0: "land", 1: "water"})
+    degree = 111_320.0
+    expected = [sum(3 * 0.5 * degree * np.cos(np.radians(70 - row - 0.5)) * degree for row in rows)
+                for rows in (range(20), range(20, 40))]
+    assert sizes == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_scene_that_lies_nowhere_becomes_a_mask_that_lies_nowhere(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from domains.sample import Piece, Refused
-from domains.satellite import ingest
+from domains.satellite import georeference, ingest
 from domains.satellite.ingest import Multispectral
 from domains.satellite.units import UNKNOWN
 from tests.domains.satellite.files import CANARY, raster, row, scene
@@ -168,7 +168,7 @@ def test_a_mask_that_lies_elsewhere_than_its_scene_is_refused(tmp_path: Path) ->
     wrong: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("next", {"corner": (400_320.0, 5_300_000.0)}, "32.0 pixels away"),
         ("turned", {"transform": upside_down}, "32.0 pixels away"),
-        ("zone", {"epsg": 32632}, "another coordinate system"))
+        ("finer", {"metres": 5.0}, "16.0 pixels away"), ("zone", {"epsg": 32632}, "another coordinate system"))
     for name, placed, reason in wrong:
         with pytest.raises(Refused, match=f"mask: found .*{reason}"):
             ingest.read(row(path, raster(tmp_path / f"{name}.tif", classes, **placed)), settings())
@@ -177,6 +177,14 @@ def test_a_mask_that_lies_elsewhere_than_its_scene_is_refused(tmp_path: Path) ->
     for name, placed in fine:
         (piece,) = ingest.read(row(path, raster(tmp_path / f"{name}.tif", classes, **placed)), settings())
         assert piece.mask is not None and np.array_equal(piece.mask, classes)
+
+
+def test_the_step_of_a_grid_in_feet_is_told_in_metres(tmp_path: Path) -> None:
+    import rasterio
+
+    with rasterio.open(raster(tmp_path / "a.tif", scene(), BANDS, epsg=2263, corner=(980_000.0, 200_000.0))) as file:
+        found = georeference.place(file)
+    assert found.step == pytest.approx((10 * 1200 / 3937,) * 2) and found.epsg == 2263       # feet of the US survey
 
 
 def test_a_raster_placed_by_control_points_is_refused(tmp_path: Path) -> None:

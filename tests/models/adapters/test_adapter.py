@@ -149,6 +149,9 @@ def test_weights_of_other_settings_are_refused():
     add_adapter(encoder, Lora(rank=2))
     with pytest.raises(ValueError, match="other shape .*attention.qkv.down"):
         load_adapter_state(make()[0], [Lora(rank=3)], adapter_state(encoder), None)
+    part = {name: value for name, value in adapter_state(encoder).items() if "blocks.1" not in name}
+    with pytest.raises(ValueError, match="missing .*blocks.1.*not expected none, other shape none"):
+        load_adapter_state(make()[0], [Lora(rank=2)], part, None)
     with pytest.raises(ValueError, match="missing .*blocks.0.prompts"):
         load_adapter_state(make()[0], [Prompts()], adapter_state(encoder), None)
 

@@ -49,6 +49,14 @@ def test_the_loss_is_its_definition_also_where_classes_were_not_looked_for(shape
     assert found[3] == 0
 
 
+def test_logits_of_half_precision_lose_no_digits_in_sums_over_pixels():
+    logits, target = drawn((128, 128), batch=2)
+    half, looked_for = logits.bfloat16(), torch.ones(2, 2)
+    found, exact = (MaskLoss().per_sample(one, target, looked_for) for one in (half, half.double()))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_its_gradient_is_finite_and_right():
     logits, target = drawn((3, 4), batch=2)
     looked_for = torch.tensor([[1, 1], [1, torch.nan]])
