@@ -88,9 +88,11 @@ class Answer:
         averaged = ", averaged over budgets" if len(sizes) > 1 else ""
         shown = f"{self.title} better by {gain.text()}{averaged}"
         if gain.verdict == "no difference":
+            share = self.kind != "regression"  # such scores lie between 0 and 1
+            under = "any gain" if share and gain.detectable >= 1 else f"a gain under {gain.detectable:.3f}"
             return (f"{what}: no difference could be shown ({self.title} {gain.text()} beside scratch, above 0 is "
                     f"better{averaged}); with these {self.num_groups} test groups and "
-                    f"{self.seeds} seeds a gain under {gain.detectable:.3f} would stay invisible"
+                    f"{self.seeds} seeds {under} would stay invisible"
                     f"{f' ({gain.note})' if gain.note else ''}.")
         if gain.verdict == "hurt":
             return (f"{what} hurt: {self.title} worse by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}]"

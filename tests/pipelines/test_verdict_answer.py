@@ -3,6 +3,7 @@ which some are unknown, masks as counts, scores that are all alike."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +125,15 @@ def test_ways_that_say_the_same_are_no_difference(kind: str) -> None:
     alike = {(way, budget, seed): told["scratch", budget, seed] for way, budget, seed in told}
     gain = answered(kind, labels, alike).gains["pretrained full"]
     assert (gain.value, gain.low, gain.high) == (0, 0, 0) and gain.verdict == "no difference"
+
+
+@pytest.mark.parametrize(("kind", "said"), [("multi_label", "any gain would stay"), ("regression", "under 1.800 would")])
+def test_no_gain_is_named_that_a_score_below_one_cannot_have(kind: str, said: str) -> None:
+    labels, told = problem(kind)
+    alike = {(way, budget, seed): told["scratch", budget, seed] for way, budget, seed in told}
+    answer = answered(kind, labels, alike)
+    wide = dataclasses.replace(answer.gains["pretrained full"], low=-1.5, high=1.5, detectable=1.8)
+    assert said in dataclasses.replace(answer, gains={"pretrained full": wide}).sentence("pretrained full")
 
 
 def test_an_outcome_that_no_tested_row_has_is_not_estimable_and_not_no_difference() -> None:
