@@ -42,6 +42,10 @@ class Way:
     """On all labels, mean over seeds."""
 
 
+UNBOUNDED = ("mae", "r2", "spearman")
+"""Metrics of numbers; scores of the others lie between 0 and 1."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """All that a verdict has found."""
@@ -88,7 +92,7 @@ class Answer:
         averaged = ", averaged over budgets" if len(sizes) > 1 else ""
         shown = f"{self.title} better by {gain.text()}{averaged}"
         if gain.verdict == "no difference":
-            share = self.kind != "regression"  # such scores lie between 0 and 1
+            share = self.headline not in UNBOUNDED
             under = "any gain" if share and gain.detectable >= 1 else f"a gain under {gain.detectable:.3f}"
             return (f"{what}: no difference could be shown ({self.title} {gain.text()} beside scratch, above 0 is "
                     f"better{averaged}); with these {self.num_groups} test groups and "
