@@ -168,10 +168,11 @@ def test_the_quick_search_finds_what_comparing_all_pairs_finds() -> None:
     assert found == expected
 
 
-def test_unknown_pixels_do_not_make_samples_alike() -> None:
+@pytest.mark.parametrize("unknown", [-1, 32767])
+def test_unknown_pixels_do_not_make_samples_alike(unknown: int) -> None:
     a, b = scene(0)[None].astype(np.int16), scene(1)[None].astype(np.int16)
-    a[:, :24], b[:, :24] = -1, -1
-    left, right = duplicates.signature(a[None], -1.0), duplicates.signature(b[None], -1.0)
+    a[:, :24], b[:, :24] = unknown, unknown
+    left, right = duplicates.signature(a[None], float(unknown)), duplicates.signature(b[None], float(unknown))
     assert float((left * right).sum()) < 0.9
 
 
