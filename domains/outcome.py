@@ -82,7 +82,7 @@ def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any], payload:
                    peak_bytes)
 
 
-@lru_cache(maxsize=16)  # of films of one size the same is said, word for word
+@lru_cache(maxsize=2)  # of films of one size the same is said, word for word
 def _said(line: str | bytes) -> _Said:
     words = json.loads(line)
     dtype, shape = _kind(words["dtype"], words["shape"])

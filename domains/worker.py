@@ -47,7 +47,7 @@ MEMORY_SECONDS = 0.02
 small one 1 or 2 %, and in so short a time none leaves much behind."""
 SMALL_FILE = 2**18
 """Bytes of a file that is hashed in one go, and for which the reply to the one before may wait."""
-HELD_BYTES, HELD_SECONDS = 2**19, 0.05
+HELD_BYTES, HELD_SECONDS = 3 * 2**18, 0.05
 """Answers that are sent together. Waking the parent costs both sides some tenths of a millisecond, which what both need
 to say so takes to come back into the processor's caches: as much as a small file."""
 
