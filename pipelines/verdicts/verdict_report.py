@@ -42,7 +42,7 @@ class Way:
     """On all labels, mean over seeds."""
 
 
-UNBOUNDED = ("mae", "r2", "spearman")
+UNBOUNDED = ("mae", "rmse", "r2", "spearman")
 """Metrics of numbers; scores of the others lie between 0 and 1."""
 
 
