@@ -95,3 +95,14 @@ def test_the_candidate_with_the_best_validation_score_is_taken() -> None:
     rows = np.arange(600)
     told = fit(Question("single_label", 2, "auroc"), x, y, rows[:400], rows[400:500], rows[500:])
     assert told.model.startswith("forest")
+
+
+def test_labels_of_test_rows_decide_nothing() -> None:
+    """All wrong there, so that the worst candidate would look best."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, size=(300, 2))
+    y = (x[:, :1] * x[:, 1:] > 0).astype(float)
+    rows, wrong = np.arange(300), y.copy()
+    wrong[250:] = 1 - y[250:]
+    told = fit(Question("single_label", 2, "auroc"), x, wrong, rows[:200], rows[200:250], rows[250:])
+    assert told.model.startswith("forest") and metrics.values("single_label", y[250:], told.predicted)["auroc"] > 0.8
