@@ -1,7 +1,8 @@
 """A data folder that lies elsewhere: files come to a local cache while those before them are read.
 
 The cache is keyed by URL and by the version of each file; what was fetched and checked once is not asked for again.
-With `keep: false` a file is removed as soon as it was read, so that the disk holds a few dozen at a time.
+With `keep: false` a file is removed as soon as it was read, so that the disk holds what is fetched or asked for
+ahead: of small files up to some hundreds for each reading process.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the run runs on. Nothing here changes what is learnt, up to rounding."""
+    """What the run runs on. Nothing here changes what is learnt, up to rounding, but `accumulate`, which draws anew."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU when there is one."""
