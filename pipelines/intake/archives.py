@@ -78,7 +78,8 @@ def _members(archive: Path, kind: str, making: Path) -> Iterator[tuple[str, IO[b
         return
     with tarfile.open(archive, "r|*") as packed:
         for member in packed:
-            tarfile.data_filter(member, str(making))
+            if hasattr(tarfile, "data_filter"):  # since Python 3.11.4; what follows refuses the same without it
+                tarfile.data_filter(member, str(making))
             if member.isdir():
                 continue
             stream = packed.extractfile(member) if member.isreg() else None

@@ -37,6 +37,13 @@ def everything(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+@pytest.fixture(autouse=True, params=["with tarfile's filter", "before Python 3.11.4"])
+def filtered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python before 3.11.4 has no filter of its own."""
+    if request.param.startswith("before"):
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+
+
 def test_files_come_out_where_they_belong(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert unpack(make_zip(tmp_path / "a.zip", {"x/1.png": b"1", "x/y/2.png": b"2"}), "zip", out, LIMIT) == 2

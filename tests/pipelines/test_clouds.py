@@ -38,8 +38,8 @@ def made(tmp_path: Path) -> tuple[list[Path], Prepared, Tuned]:
     return files, prepared, of_masks(tmp_path / "checkpoint", prepared, "points")
 
 
-def run(folder: Path, files: list[Path]) -> list[dict[str, Any]]:
-    assert prediction.predict_to_folder(folder / "checkpoint", files, folder / "out", limits=ONE) == 0
+def run(folder: Path, files: list[Path], code: int = 0) -> list[dict[str, Any]]:
+    assert prediction.predict_to_folder(folder / "checkpoint", files, folder / "out", limits=ONE) == code
     results: list[dict[str, Any]] = json.loads((folder / "out/predictions.json").read_text())
     return results
 
@@ -111,7 +111,7 @@ def test_a_damaged_cloud_a_mesh_and_a_missing_one_are_refused_alone_and_no_text_
     (tmp_path / "mesh.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
     caplog.set_level(logging.DEBUG)
     asked = [tmp_path / "short.las", files[0], tmp_path / "mesh.off", tmp_path / "gone.ply", tmp_path / "whole.las"]
-    results = run(tmp_path, asked)
+    results = run(tmp_path, asked, code=3)
     assert [one["status"] for one in results] == ["refused", "done", "refused", "refused", "done"]
     assert "LAS: found" in results[0]["reason"] and "found a mesh" in results[2]["reason"]
     kept = laspy.read(tmp_path / "out" / results[4]["mask"])
