@@ -96,7 +96,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True,
                             capture_output=True, check=True).stdout.split("\n")
     for name in listed:
-        if name and (ROOT / name).is_file() and not name.startswith(".dvc"):
+        if name and (ROOT / name).is_file() and not name.startswith(".dvc/"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     params = tiny(yaml.safe_load((ROOT / "params.yaml").read_text()))

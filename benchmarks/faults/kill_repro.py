@@ -58,7 +58,7 @@ def copy(root: Path, stages: Sequence[str] = STAGES) -> Path:
     """The project's tracked files, with one track that is small, and of it these stages."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True).stdout
     for name in listed.splitlines():
-        if not name.startswith(".dvc") and (ROOT / name).is_file():
+        if not name.startswith(".dvc/") and (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     params: dict[str, Any] = {stage: {RUN: PARAMS[stage][RUN]} for stage in STAGES}
