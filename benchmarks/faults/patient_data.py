@@ -176,8 +176,8 @@ def run_all(root: Path, environment: dict[str, str], note: bool) -> None:
     for command in (("describe", "films"), ("verify", "films"), ("compare",)):
         call("lacuna", *command)
     model = "artifacts/finetune/films/pretrained/seed0"
-    call("lacuna", "predict", model, "raw", "--out", "named/predictions")
-    call("lacuna", "embed", model, "raw", "--out", "named/features.parquet")
+    call("lacuna", "predict", model, "raw", "--out", "named/predictions", "--bad-files", "0.9")
+    call("lacuna", "embed", model, "raw", "--out", "named/features.parquet", "--bad-files", "0.9")
     bad = root / "named/bad.csv"
     bad.write_text((root / "raw/labels.csv").read_text().replace("path,group", "where,who", 1))
     params = yaml.safe_load((root / "params.yaml").read_text())
