@@ -325,17 +325,17 @@ def _ranking(positive: Bools, scores: Floats, weights: Floats, models: Ints) -> 
     of the precision among the rows of their model, of those models that have a negative row."""
     right = pairs = area = found = np.zeros(weights.shape[1])
     for model in np.unique(models):
-        own = models == model
-        ordered, precisions, positives, negatives = _counts(positive[own], scores[own], weights[own])
+        own = np.flatnonzero(models == model)
+        ordered, precisions, positives, negatives = _counts(positive, scores, weights, own)
         right, pairs = right + ordered, pairs + positives * negatives
         area, found = area + np.where(negatives > 0, precisions, 0), found + np.where(negatives > 0, positives, 0)
     return {"auroc": _divide(right, pairs), "average_precision": _divide(area, found)}
 
 
-def _counts(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Pairs in the right order, sum of precisions over positive rows, positive rows, negative rows; R each. One pass
-    over the thresholds, which lie between blocks of equal score."""
-    order = np.argsort(-scores, kind="stable")
+def _counts(positive: Bools, scores: Floats, weights: Floats, own: Ints) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of these rows: pairs in the right order, sum of precisions over positive rows, positive rows, negative rows; R
+    each. One pass over the thresholds, which lie between blocks of equal score."""
+    order = own[np.argsort(-scores[own], kind="stable")]
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) < 0])
     sorted_weights = weights[order]
     size = np.add.reduceat(sorted_weights, starts, axis=0)  # B R, by falling score
