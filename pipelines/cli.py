@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.commands import overview
+from pipelines.commands import endings, overview
+from pipelines.commands.endings import USER_ERROR
+from pipelines.told_to_stop import ending_on_signals
 
 DOMAINS = ("medical", "satellite", "pointcloud")
 ADAPTERS = ("lora", "prompts", "gated_prompts", "singular_values", "bias", "bottleneck", "dynamic_prompts",
             "prior_prompts", "geometry", "any2point")
-USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0 done, 2 something for the user to mend, 3 more files refused than allowed, 4 a full disk, 5 a
-        training that met too many numbers that are not finite, 1 a fault of ours, 130 stopped.
+        training that met too many numbers that are not finite, 1 a fault of ours, 130 stopped by Ctrl-C, 143 by
+        SIGTERM, 138 by SIGUSR1.
     """
     command = next((one for one in arguments if not one.startswith("-")), "")
     if command and not overview.is_command(command):
@@ -32,32 +34,18 @@ def main(arguments: Sequence[str]) -> int:
         return USER_ERROR
     options = parser().parse_args(list(arguments) or ["--help"])
     try:
-        code: int | None = options.call(options)
+        with ending_on_signals():
+            code: int | None = options.call(options)
         return code or 0
-    except KeyboardInterrupt:
-        goes_on = "; what was finished is kept, and the same command goes on from there" if options.goes_on else ""
-        print(f"stopped{goes_on}.", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return endings.stopped(stop, options.goes_on)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left: `| head`
         return 0
     except Exception as error:
         if options.debug:
             traceback.print_exc()
-        return _explain(error)
-
-
-def _explain(error: Exception) -> int:
-    """One sentence or a few; a traceback is for --debug."""
-    expected = isinstance(error, ValueError | OSError | ImportError | RuntimeError | MemoryError)
-    text = str(error).strip() or type(error).__name__
-    if expected:
-        print(f"lacuna: {text}", file=sys.stderr)
-        code: int = getattr(error, "exit_code", USER_ERROR)
-        return code
-    print(f"lacuna: a fault of ours, {type(error).__name__}: {text}. Repeat with --debug before the command for the "
-          "traceback, and report it.", file=sys.stderr)
-    return FAULT
+        return endings.explained(error)
 
 
 def parser() -> argparse.ArgumentParser:

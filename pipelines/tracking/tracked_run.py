@@ -11,13 +11,9 @@ import json
 import logging
 import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, Concatenate, ParamSpec
 
 from domains import publish
@@ -53,7 +49,6 @@ class Run:
     def __init__(self, record: dict[str, Any], report: Path, send: Callable[[Event], None] | None,
                  resume: Path | None = None, silent: bool = False) -> None:
         self.record, self.report, self.resume, self.silent = record, report, resume, silent
-        self.terminated = False
         self._send = send or (lambda event: None)
         self._said: set[str] = set()
         self._seen: dict[tuple[int, str], float] = {}
@@ -207,27 +202,3 @@ def _points(file: Path) -> Iterator[tuple[tuple[int, str], float]]:
             continue
         for key in point.keys() - {"step", "time"}:
             yield (point["step"], key), point[key]
-
-
-@contextmanager
-def ending_on_sigterm(run: Run) -> Iterator[None]:
-    """Turn SIGTERM (a scheduler's or DVC's "stop") into SystemExit, so that blocks end and the run is closed as killed.
-
-    A handler that was there before is called first; Lightning calls ours in the same way while it trains.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python takes signals in the main thread only
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        run.terminated = True
-        if callable(before):
-            before(number, frame)
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 
 from pipelines.settings import fingerprint as fingerprint_of
 from pipelines.settings import plain
+from pipelines.told_to_stop import ending_on_signals
 from pipelines.tracking import lineage, loggable
 from pipelines.tracking.mlflow_server import DATABASE, Server, connect, store, system_metrics
 from pipelines.tracking.spool import Event, Sender, reason
 from pipelines.tracking.spool import sync as sync_spools
-from pipelines.tracking.tracked_run import IDENTITY, Run, ending_on_sigterm
+from pipelines.tracking.tracked_run import IDENTITY, Run
 from pipelines.training.processes import follows
 
 SPOOL = "spool"
@@ -75,7 +76,7 @@ def open_run(*, stage: str, name: str, root: Path, settings: Any, domain: str,
     run = Run(record, report, sender.put if sender else None, resume_folder)
     status = "FAILED"
     try:
-        with ending_on_sigterm(run):
+        with ending_on_signals():
             if sender is not None and server is not None:
                 sender.wait_for_first(OPENING_PATIENCE)
                 run.record |= server.opened
@@ -84,7 +85,7 @@ def open_run(*, stage: str, name: str, root: Path, settings: Any, domain: str,
                 yield run
         status = "FINISHED"
     except BaseException as error:
-        status = _status_of(error, run)
+        status = _status_of(error)
         run.tag("lacuna.error", type(error).__name__)  # never the text: it may quote a file
         raise
     finally:
@@ -172,11 +173,10 @@ def _identity(resume_folder: Path | None) -> tuple[str, int]:
     return uuid.uuid4().hex, 1
 
 
-def _status_of(error: BaseException, run: Run) -> str:
-    told_to_stop = run.terminated or isinstance(error, KeyboardInterrupt)
-    if isinstance(error, SystemExit) and error.code in (None, 0) and not told_to_stop:
+def _status_of(error: BaseException) -> str:
+    if isinstance(error, SystemExit) and error.code in (None, 0):
         return "FINISHED"
-    return "KILLED" if told_to_stop else "FAILED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def _close(run: Run, status: str, sender: Sender | None, server: Server | None) -> None:

@@ -16,18 +16,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from pipelines.told_to_stop import number_of, say
 from pipelines.training.resume import REPOSITORY
 
 PATIENCE = 60.0
-"""Seconds that processes have to save what they were training, after Ctrl-C."""
+"""Seconds that processes have to save what they were training, once they are asked to stop."""
 RUN = """
 import runpy, sys
 try:
-    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-except KeyboardInterrupt:
-    sys.exit(130)
+    from pipelines.told_to_stop import ending_on_signals, exit_code
+    with ending_on_signals():
+        runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+except KeyboardInterrupt as stop:
+    sys.exit(exit_code(stop))
 """
-"""What a process runs: a module, and no traceback where Ctrl-C comes while it still loads."""
+"""What a process runs: a module that may be asked to stop, without a traceback where that is while it still loads."""
 Told = Callable[[Mapping[str, Any], int], None]
 """Called with (numbers, step), like `Run.metrics`."""
 
@@ -65,10 +68,10 @@ def side_by_side(module: str, request: Mapping[str, Any], count: int, told: Told
             children.append(_start(module, {**request, "share": [number, count]}, environment_of(number, count)))
         _listen(children, told)
         return sum(child.process.wait() != 0 for child in children)
-    except KeyboardInterrupt:
-        print(f"stopping: {count} processes finish their update and save it; Ctrl-C again stops at once.",
-              file=sys.stderr, flush=True)
-        _ask_to_stop(children)
+    except KeyboardInterrupt as stop:
+        say(f"stopping: {count} processes finish their update and save it; Ctrl-C "
+            f"{'again ' if number_of(stop) == signal.SIGINT else ''}stops at once.")
+        _ask_to_stop(children, number_of(stop))
         raise
     finally:
         for child in children:
@@ -112,10 +115,10 @@ def _start(module: str, request: Mapping[str, Any], environment: dict[str, str])
     return child
 
 
-def _ask_to_stop(children: list[_Child]) -> None:
-    """Hand Ctrl-C on, and give them time to save; who has not ended by then is killed by the caller."""
+def _ask_to_stop(children: list[_Child], number: int) -> None:
+    """Hand the signal on, and give them time to save; who has not ended by then is killed by the caller."""
     for child in children:
-        child.process.send_signal(signal.SIGINT)
+        child.process.send_signal(number)
     until = time.monotonic() + PATIENCE
     for child in children:
         try:

@@ -167,7 +167,7 @@ def fit(job: Job) -> int:
         ValueError: the resume state cannot be read.
         NotFinite: on losses or gradients that are not finite, again and again.
         DiskFull, Unwritable: the resume state cannot be saved; the last one is kept.
-        KeyboardInterrupt: on Ctrl-C; where `resume` is set, the update is finished and saved first.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGUSR1; where `resume` is set, the update is finished and saved first.
     """
     # Lightning takes seconds to load: whoever only asks for settings, or is refused, does not wait for it
     from pipelines.training.sharding import copied_parts
@@ -202,7 +202,7 @@ def fit(job: Job) -> int:
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # teachers are meant to
         with copied_parts(job.model) if machine.strategy == "fsdp" else nullcontext():
             try:
-                with stopping_after_an_update(job.resume is not None and trainer.world_size == 1) as module.stop:
+                with stopping_after_an_update(job.resume is not None) as module.stop:
                     trainer.fit(module, train_dataloaders=batches)
             finally:
                 batches.close()

@@ -12,6 +12,7 @@ import dataclasses
 import io
 import logging
 import math
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains.publish import write_bytes
 from models.encoder.chance import key_of, seed_dropout
+from pipelines.told_to_stop import say
 from pipelines.training.bad_steps import SHOWN, NotFinite, Running, SkippedStep, Verdict, is_bad, sentence, skipped
 from pipelines.training.batches import RawBatch, on_device
 from pipelines.training.processes import started
@@ -120,8 +122,8 @@ class Training(lightning.LightningModule):
             self.train()
         if self.done % plan.log_every == 0:
             self._save()  # a point of the curve averages the steps since the last one: a resume starts at a point
-        if self.stop.asked:
-            self._save_and_leave()
+        if asked := self.stop.agreed():
+            self._save_and_leave(asked)
         if self.bar is not None:
             self.bar.update(self.done - self.bar.n)
 
@@ -182,6 +184,7 @@ class Training(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """The state of a killed run. Steps on stderr; in a log the bar writes a line now and then."""
+        self.stop.begin(self.trainer.world_size)
         optimizer = self.trainer.optimizers[0]
         self.running = Running(self.model)
         # Objectives that follow their weights after each update must know at once whether there was one
@@ -220,12 +223,15 @@ class Training(lightning.LightningModule):
                      "skips": [dataclasses.asdict(one) for one in job.skips], "sums": on_host(self.sums),
                      "ended": self.trainer.should_stop})
 
-    def _save_and_leave(self) -> None:
+    def _save_and_leave(self, asked: int) -> None:
         """Somebody waits: also between two points of the curve, whose sums are saved."""
         self._settle(0)
         self.saved = -math.inf
         self._save()
-        raise KeyboardInterrupt
+        if self.job.resume is not None and self.global_rank == 0:
+            say(f"\n{self.job.title}: stopped after update {self.done} of {self.job.optimisation.steps}, saved in "
+                f"{os.path.relpath(self.job.resume)}; the same command goes on from there.")
+        self.stop.leave(asked, list(getattr(self.trainer.strategy.launcher, "procs", [])))
 
     def _write(self, state: dict[str, Any], step: int, about: dict[str, Any]) -> None:
         assert self.job.resume is not None

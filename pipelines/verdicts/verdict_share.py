@@ -23,8 +23,6 @@ def train(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     try:
         train(asked(sys.argv[1:])[0])
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         # The process that started this one trains what is missing; if it fails there too, it is told in full there.
         print(f"verdict: a process of this verdict ended early ({type(error).__name__}: {error})", file=sys.stderr)

@@ -101,16 +101,19 @@ def test_processes_of_a_killed_run_end_with_it(tmp_path):
     wait_until(lambda: not any(runs(int(path.name)) for path in tmp_path.iterdir()))
 
 
-def test_ctrl_c_is_handed_on_once_and_processes_have_time_to_save(tmp_path):
-    program = ("import pathlib, sys; from pipelines.training.side_by_side import side_by_side; "
-               "side_by_side('tests.pipelines.waits', {'mark': sys.argv[1], 'saves': True}, 2, print)")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_handed_on_once_and_processes_have_time_to_save(tmp_path, number):
+    program = ("import sys; from pipelines.told_to_stop import ending_on_signals\n"
+               "from pipelines.training.side_by_side import side_by_side\n"
+               "with ending_on_signals():\n"
+               "    side_by_side('tests.pipelines.waits', {'mark': sys.argv[1], 'saves': True}, 2, print)")
     parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, process_group=0,
                               env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
-    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(parent.pid, number)  # as a terminal does
     said = parent.communicate(timeout=60)[1]
     assert "2 processes finish their update and save it" in said
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["saved", "saved"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == [str(number.value)] * 2
     assert not any(runs(int(path.name)) for path in tmp_path.iterdir())
 
 

@@ -1,9 +1,10 @@
-"""Ctrl-C: a training is saved and goes on to what it would have become; a second one, or nothing to save, ends it at
-once; every command ends with 130."""
+"""Ctrl-C, SIGTERM, SIGUSR1: a training is saved and goes on to what it would have become; a second Ctrl-C, or nothing
+to save, ends it at once; the exit code of every command says by what it was stopped."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from pipelines import cli
+from pipelines.told_to_stop import ending_on_signals, exit_code
+from pipelines.training import training_module
 from pipelines.training.training import Job, fit
-from tests.fabricate import prepare, untrained
+from tests.fabricate import prepare, pretrain_settings, untrained
 
 STEPS = 12
 
@@ -27,15 +31,15 @@ def job_of(folder: Path, resume: Path | None, points: dict[int, dict[str, float]
     return dataclasses.replace(job, **changes)
 
 
-def pressing(job: Job, at: int, times: int = 1) -> Job:
-    """Somebody presses Ctrl-C in the middle of the update number `at` (from 1)."""
+def pressing(job: Job, at: int, *signals: int) -> Job:
+    """Somebody presses Ctrl-C, or sends other signals, in the middle of the update number `at` (from 1)."""
     calls, losses = [], job.losses
 
     def pressed(*args: Any) -> dict[str, torch.Tensor]:
         calls.append(1)
         if len(calls) == at:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+            for number in signals or [signal.SIGINT]:
+                signal.raise_signal(number)
         return losses(*args)
 
     return dataclasses.replace(job, losses=pressed)
@@ -46,32 +50,72 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("data") / "data")
 
 
-@pytest.mark.parametrize("at", [2, 4, 11])
-def test_a_training_stopped_by_ctrl_c_goes_on_from_that_update_to_the_same_weights_and_curve(
-        folder, tmp_path, capsys, at):
+@pytest.mark.parametrize(("at", "number"), [(2, signal.SIGINT), (4, signal.SIGTERM), (11, signal.SIGUSR1)])
+def test_a_training_stopped_by_a_signal_goes_on_from_that_update_to_the_same_weights_and_curve(
+        folder, tmp_path, capfd, at, number):
     whole, stopped = {}, {}
     reference = job_of(folder, None, whole)
     fit(reference)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit(pressing(job_of(folder, tmp_path / "resume.pt", stopped), at))
-    assert "finished and saved first" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is before
+    with ending_on_signals():
+        before = signal.getsignal(number)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fit(pressing(job_of(folder, tmp_path / "resume.pt", stopped, title="films"), at, number))
+        assert signal.getsignal(number) is before
+    assert exit_code(caught.value) == 128 + number
+    said = capfd.readouterr().err
+    assert "finished and saved first" in said
+    assert f"films: stopped after update {at} of {STEPS}, saved in " in said and "goes on from there" in said
     assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == at
     again = job_of(folder, tmp_path / "resume.pt", stopped)
     assert fit(again) == STEPS
-    assert f"going on after update {at} of {STEPS}." in capsys.readouterr().out
+    assert f"going on after update {at} of {STEPS}." in capfd.readouterr().out
     assert all(torch.equal(value, again.model.state_dict()[name])
                for name, value in reference.model.state_dict().items())
     assert stopped == whole
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_second_ctrl_c_or_one_with_nowhere_to_save_stops_at_once(folder, tmp_path, resume):
+@pytest.mark.parametrize(("signals", "resume"), [
+    ([signal.SIGINT, signal.SIGINT], True), ([signal.SIGTERM, signal.SIGINT], True),
+    ([signal.SIGINT], False), ([signal.SIGTERM], False), ([signal.SIGUSR1], False)])
+def test_a_second_ctrl_c_or_a_signal_with_nowhere_to_save_stops_at_once(folder, tmp_path, signals, resume):
     job = job_of(folder, tmp_path / "resume.pt" if resume else None, {})
-    with pytest.raises(KeyboardInterrupt):
-        fit(pressing(job, 3, times=2 if resume else 1))
+    with pytest.raises(KeyboardInterrupt), ending_on_signals():
+        fit(pressing(job, 3, *signals))
     assert not (tmp_path / "resume.pt").exists()
+
+
+def test_a_scheduler_that_sends_its_signal_again_does_not_keep_a_training_from_saving(folder, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught, ending_on_signals():
+        fit(pressing(job_of(folder, tmp_path / "resume.pt", {}), 3, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM))
+    assert exit_code(caught.value) == 138 and torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_or_that_the_caller_handles_is_left_alone(folder, tmp_path, monkeypatch, number):
+    seen: list[int] = []
+    for handler in (signal.SIG_IGN, lambda number, frame: seen.append(number)):
+        before = signal.signal(number, handler)
+        try:
+            with ending_on_signals():
+                assert fit(pressing(job_of(folder, tmp_path / f"{len(seen)}.pt", {}), 3, number)) == STEPS
+            assert signal.getsignal(number) is handler
+        finally:
+            signal.signal(number, before)
+    assert seen == [number]
+
+
+def test_lightning_asks_slurm_for_nothing(folder, tmp_path, monkeypatch):
+    """On a SLURM cluster it would save a checkpoint of its own at SIGUSR1, and put the job into the queue again."""
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "films", "SLURM_JOB_ID": "17", "SLURM_PROCID": "0",
+                        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    asked: list[list[str]] = []
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.signal_connector.call", asked.append)
+    with pytest.raises(KeyboardInterrupt) as caught, ending_on_signals():
+        fit(pressing(job_of(folder, tmp_path / "resume.pt", {}), 3, signal.SIGUSR1))
+    assert exit_code(caught.value) == 138 and not asked
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
 
 
 def test_a_training_that_was_ending_early_when_ctrl_c_came_is_not_trained_further(folder, tmp_path):
@@ -82,13 +126,42 @@ def test_a_training_that_was_ending_early_when_ctrl_c_came_is_not_trained_furthe
 
 
 @pytest.mark.parametrize(("command", "said"), [(["pretrain", "xray"], "goes on from there"), (["doctor"], "stopped.")])
-def test_a_command_stopped_by_ctrl_c_ends_with_130_and_says_what_is_kept_if_anything_is(
-        monkeypatch, capsys, command, said):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_command_stopped_by_a_signal_says_by_its_exit_code_which_and_what_is_kept_if_anything_is(
+        monkeypatch, tmp_path, capsys, command, said, number, code):
     def stopped(*args: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "run_stage", stopped)
     monkeypatch.setattr(cli, "_doctor", stopped)
-    assert cli.main(command) == 130
+    before = signal.getsignal(number)
+    assert cli.main(command) == code and signal.getsignal(number) is before
     err = capsys.readouterr().err
     assert said in err and ("goes on" in err) == (command[0] == "pretrain")
+
+
+def test_the_command_pretrain_stopped_by_sigterm_goes_on_to_the_weights_of_one_that_was_not(
+        tmp_path, monkeypatch, no_tracking, capfd):
+    prepare(tmp_path / "data/prepared/xray")
+    run = pretrain_settings("xray", steps=STEPS)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"pretrain": {"whole": run, "stopped": run}}))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["pretrain", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        real, calls = training_module.Training.optimizer_step, []
+
+        def sent(self: Any, *args: Any, **kwargs: Any) -> None:
+            calls.append(1)
+            if len(calls) == 5:
+                signal.raise_signal(signal.SIGTERM)
+            real(self, *args, **kwargs)
+
+        patch.setattr(training_module.Training, "optimizer_step", sent)
+        assert cli.main(["pretrain", "stopped"]) == 143
+    assert "pretrain stopped: stopped after update 5 of 12, saved in .work/pretrain/stopped-" in capfd.readouterr().err
+    assert not (tmp_path / "artifacts/pretrain/stopped").exists()
+    assert cli.main(["pretrain", "stopped"]) == 0
+    whole, stopped = (json.loads((tmp_path / f"artifacts/pretrain/{name}/checkpoint.json").read_text())
+                      for name in ("whole", "stopped"))
+    assert whole["weights_sha256"] == stopped["weights_sha256"]

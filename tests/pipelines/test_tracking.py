@@ -208,14 +208,18 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {project!r})
 from pathlib import Path
+from pipelines.commands import endings
 from pipelines.tracking import tracking
 root = Path({root!r})
-with tracking.open_run(stage="pretrain", name={name!r}, root=root, settings={{"a": 1}}, domain="medical",
-                       resume_folder=root / ".work/pretrain" / {name!r}) as run:
+try:
+  with tracking.open_run(stage="pretrain", name={name!r}, root=root, settings={{"a": 1}}, domain="medical",
+                         resume_folder=root / ".work/pretrain" / {name!r}) as run:
     for step in range({first}, {last}):
         run.metrics({{"loss": 10.0 - step}}, step=step)
     print("ready", flush=True)
     time.sleep({sleep})
+except KeyboardInterrupt as stop:
+    sys.exit(endings.stopped(stop, True))
 """
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipelines.told_to_stop import number_of
 from pipelines.training.side_by_side import asked
 
 if __name__ == "__main__":
@@ -14,8 +15,8 @@ if __name__ == "__main__":
     mark.touch()
     try:
         time.sleep(600)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if request.get("saves"):
             time.sleep(1)
-            mark.write_text("saved")
-        sys.exit(130)
+            mark.write_text(str(number_of(stop)))
+        raise
