@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-READERS = {"pydicom", "nibabel", "rasterio", "open3d", "laspy", "fpsample", "PIL", "h5py"}
+READERS = {"pydicom", "nibabel", "isal", "rasterio", "open3d", "laspy", "fpsample", "PIL", "h5py"}
 """Libraries that parse native formats."""
 FOLDERS = ("domains", "models", "pipelines", "tests", "benchmarks")
 

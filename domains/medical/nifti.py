@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 from pathlib import Path
 from typing import IO, Any
@@ -60,7 +59,8 @@ def _refuse_two_minds(image: Any) -> None:
 
 
 def _open_nifti(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    # Python's own gzip takes three times as long, which was most of what a volume takes.
+    return library("isal.igzip").open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _check_nifti_header(header: Any, max_voxels: int) -> tuple[int, int, int]:

@@ -15,7 +15,8 @@ MAX_PIXELS = 100_000_000
 """Largest film or slice that is decoded: twice the largest detector on the market, and 400 MB as floats."""
 
 _REASONS = {"EOFError": "the file ends early", "BadGzipFile": "its checksum or compression is wrong",
-            "error": "its compression is damaged", "MemoryError": "needs more memory than is allowed",
+            "error": "its compression is damaged", "IsalError": "its compression is damaged",
+            "MemoryError": "needs more memory than is allowed",
             "InvalidDicomError": "it does not begin like one"}
 """What some exceptions mean here, by type name (zlib calls its own `error`)."""
 

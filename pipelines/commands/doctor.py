@@ -60,6 +60,7 @@ LIBRARIES = (
     Library("pylibjpeg-libjpeg", "libjpeg", "medical", "2.2"),
     Library("pylibjpeg-openjpeg", "openjpeg", "medical", "2.3"),
     Library("nibabel", "nibabel", "medical", "5.3"),
+    Library("isal", "isal.igzip", "medical", "1.9"),
     Library("monai", "monai", "medical", "1.5.2"),
     Library("rasterio", "rasterio", "satellite", "1.4"),
     Library("open3d-cpu", "open3d", "pointcloud", "0.19"),

@@ -23,7 +23,7 @@ CODE = (HOME / "pipelines", HOME / "domains", HOME / "models")
 """Folders that go into a registered model."""
 ALWAYS = ("torch", "numpy", "pydantic", "PyYAML", "safetensors", "pyarrow", "tqdm", "mlflow")
 BY_DOMAIN = {
-    "medical": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel", "pillow"),
+    "medical": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "nibabel", "isal", "pillow"),
     "satellite": ("rasterio",),
     "pointcloud": ("open3d-cpu", "open3d", "laspy", "lazrs", "scipy", "fpsample"),
 }

@@ -372,6 +372,15 @@ def test_damage_to_a_compressed_file_never_passes_unseen(tmp_path: Path) -> None
     assert seen >= 55
 
 
+def test_gzip_in_several_members_with_zeros_behind_is_read_to_its_last_voxel(tmp_path: Path) -> None:
+    values = np.random.default_rng(4).integers(-1000, 1000, (12, 12, 12)).astype(np.int16)
+    whole = nifti(tmp_path / "v.nii", values, np.eye(4)).read_bytes()
+    path = tmp_path / "v.nii.gz"
+    path.write_bytes(b"".join(gzip.compress(part) for part in (whole[:300], whole[300:2000], whole[2000:])) + bytes(40))
+    np.testing.assert_array_equal(ingest.read(row(path), WHOLE)[0].values,
+                                  ingest.read(row(tmp_path / "v.nii"), WHOLE)[0].values)
+
+
 def test_a_gzip_bomb_is_stopped_at_what_its_header_announces(tmp_path: Path) -> None:
     path = nifti(tmp_path / "v.nii", np.zeros((9, 9, 9), np.int16), np.eye(4))
     bomb = tmp_path / "v.nii.gz"
