@@ -233,6 +233,9 @@ def run_stage(stage: str, name: str, root: Path, options: argparse.Namespace | N
     for folder in ({"sample": "data/raw", "ingest": "data/prepared"}.get(stage, f"artifacts/{stage}"),
                    f"reports/{stage}", ".work"):
         require_writable(root / folder)  # before a library is loaded: not when there is something to save
+    if "DVC_STAGE" in os.environ:
+        from pipelines.commands.under_dvc import end_with_dvc
+        end_with_dvc()
     despite = bool(getattr(options, "resume_despite_code_change", False))
     match stage:
         case "sample":

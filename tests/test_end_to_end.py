@@ -32,7 +32,7 @@ ADAPTED: dict[str, dict[str, Any]] = {
                                    "optimisation": {"steps": 4, "batch_size": 8, "betas": [0.9, 0.999]}}}}
 """Runs of stages of which none is shipped."""
 SHOWN_ONLY = {f"pipelines/{name}.py" for name in (
-    "cli", "told_to_stop", "commands/overview", "commands/endings",
+    "cli", "told_to_stop", "commands/overview", "commands/endings", "commands/under_dvc",
     "tracking/tracking", "tracking/tracked_run", "tracking/lineage", "tracking/loggable",
     "tracking/spool", "tracking/mlflow_server", "report", "intake/contact_sheet", "scoring/evaluation_pictures",
     "scoring/mask_pictures",

@@ -68,8 +68,8 @@ def pipeline_key() -> str:
     if given:
         return given if re.fullmatch(r"[\w.-]{1,64}", given) else _short(given)
     if "DVC_STAGE" in os.environ:
-        for pid, start, command in _ancestors(os.getpid()):
-            if _is_dvc(command):
+        for pid, start, command in ancestors(os.getpid()):
+            if is_dvc(command):
                 return _short(f"{socket.gethostname()} {_boot()} {pid} {start}")
     return _OWN_KEY
 
@@ -96,7 +96,7 @@ def together(called: str) -> Iterator[None]:
         del os.environ["LACUNA_PIPELINE"]
 
 
-def _ancestors(pid: int) -> Iterator[tuple[int, str, list[str]]]:
+def ancestors(pid: int) -> Iterator[tuple[int, str, list[str]]]:
     """Number, start time and command line of the processes above `pid`, nearest first. Nothing where /proc is
     missing."""
     while pid > 1:
@@ -115,7 +115,7 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def _is_dvc(command: list[str]) -> bool:
+def is_dvc(command: list[str]) -> bool:
     """`dvc repro`, `python /path/dvc repro` or `python -m dvc repro`; a shell whose text mentions dvc is not one."""
     words = [Path(part).name for part in command[:4]]
     return bool(words) and (words[0] == "dvc" or (words[0].startswith("python") and "dvc" in words[1:]))

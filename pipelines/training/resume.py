@@ -18,7 +18,7 @@ from pipelines.settings import fingerprint
 REPOSITORY = Path(__file__).resolve().parents[2]
 _OURS = ("pipelines", "domains", "models")
 _SHOWN_ONLY = ("pipelines/cli", "pipelines/told_to_stop", "pipelines/commands/overview", "pipelines/commands/endings",
-               "pipelines/tracking/tracking",
+               "pipelines/commands/under_dvc", "pipelines/tracking/tracking",
                "pipelines/tracking/tracked_run", "pipelines/tracking/lineage", "pipelines/tracking/loggable",
                "pipelines/tracking/spool", "pipelines/tracking/mlflow_server", "pipelines/report",
                "pipelines/training/estimate", "pipelines/training/processes", "pipelines/training/resources")
