@@ -62,16 +62,16 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(spoken, description=textwrap.fill(help), aliases=[] if spoken == name else [name],
                                   formatter_class=plain, epilog=overview.example(spoken))
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        sub.set_defaults(call=call, goes_on=call in (_stage, _predict))
+        sub.set_defaults(call=call, goes_on=True if call is _predict else None)
         return sub
 
     for stage, what in STAGES.items():
         sub = command(stage, _stage, what)
-        sub.set_defaults(stage=stage)
+        sub.set_defaults(stage=stage, goes_on=stage in GOES_ON)
         sub.add_argument("run", metavar="NAME" if stage != "finetune" else "NAME|DOMAIN",
                          help=f"a run under `{stage}` in params.yaml"
                               + ("; or medical, satellite, pointcloud with --data" if stage == "finetune" else ""))
-        if stage in ("pretrain", "adapt", "finetune", "domain_adaptation"):
+        if stage in GOES_ON and stage != "verdict":
             sub.add_argument("--resume-despite-code-change", action="store_true",
                              help="go on with what a killed run of other code left; this is recorded")
         if stage == "verdict":
@@ -95,6 +95,10 @@ STAGES = {
     "verdict": "arms, adaptations, budgets of labels and seeds: is pretraining worth it, and by how many labels?",
     "few_shot": "classes told apart by a few labelled groups each, with and without tuning for it",
 }
+
+
+GOES_ON = ("pretrain", "adapt", "finetune", "domain_adaptation", "verdict")
+"""Stages that go on with what a stopped one has left."""
 
 
 def _folder_options(sub: argparse.ArgumentParser) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
-from pipelines.told_to_stop import ToldToStop, exit_code
+from pipelines.told_to_stop import NAMES, ToldToStop, exit_code, number_of
 from pipelines.training.processes import follows
 
 USER_ERROR, FAULT = 2, 1
@@ -23,15 +24,16 @@ def explained(error: Exception) -> int:
     return FAULT
 
 
-def stopped(stop: KeyboardInterrupt, goes_on: bool) -> int:
+def stopped(stop: KeyboardInterrupt, goes_on: bool | None) -> int:
     """Of a training on several devices the first process alone says how it ended: where another one ended before it
     with a code that is not 0, whoever started them would kill the first, which has a tracked run to close.
 
     Args:
-        goes_on: whether the same command takes up what was done.
+        goes_on: whether the same command takes up what was done; None where that is no question.
     """
     if follows() and isinstance(stop, ToldToStop) and stop.together:
         return 0
-    kept = "; what was finished is kept, and the same command goes on from there" if goes_on else ""
-    print(f"stopped{kept}.", file=sys.stderr)
+    kept = {True: "; what was finished is kept, and the same command goes on from there", None: "",
+            False: "; nothing of it is kept, and the same command begins anew"}[goes_on]
+    print(f"stopped by {NAMES[signal.Signals(number_of(stop))]}{kept}.", file=sys.stderr)
     return exit_code(stop)
