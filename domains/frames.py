@@ -1,7 +1,8 @@
 """What a reading process and its parent say to each other: requests as lines of JSON, replies as frames.
 
-A frame is lengths, a JSON header, raw array bytes. It answers for several files where they are small. Nothing that a
-parser could have been tricked into making is ever unpickled by the parent.
+A frame is an opening, a JSON header, a line of JSON for each piece, and raw array bytes, which lie in memory that both
+see (domains/shared_memory.py) or follow through the pipe. It answers for several files where they are small. Nothing
+that a parser could have been tricked into making is ever unpickled by the parent.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,20 @@ from domains.placement import described
 from domains.sample import DTYPES, ManifestRow, Piece, Refused
 
 LENGTHS = struct.Struct("<IQ")
-"""Bytes of the JSON header, bytes of the arrays after it."""
+"""In a file of frames: bytes of the JSON header, bytes of the arrays after it."""
+OPENING = struct.Struct("<16sQIIQq")
+"""What a reply begins with; see Opening."""
+TOKEN_BYTES = 16
+IN_PIPE = -1
+MOST_ROWS = 128
+"""Rows that a child has in hand at most, and so answers in a frame."""
+MAX_REASON = 300
+"""Letters of a reason."""
+MAX_HEADER_BYTES = 2**19
+"""A header holds a hash and a reason for each of MOST_ROWS rows, whose letters JSON writes with 12 bytes at most."""
+MAX_WORDS_BYTES = 2**25
+"""What is said of all pieces of a frame. Scenes have the most, up to 2**15 tiles in a part, of which each takes half a
+kilobyte, and more where bands are many and so tiles large and few."""
 MOST_PARTS = 512
 """Pieces of memory that are written by one call; Linux takes 1,024."""
 
@@ -45,15 +59,46 @@ def describe(piece: Piece) -> str:
         "placement": None if piece.placement is None else described(piece.placement)})
 
 
-def send(file: int, header: dict[str, Any], arrays: Sequence[np.ndarray] = (), words: Sequence[str] = ()) -> None:
-    """Write one frame to a file descriptor, in as few calls as there may be, since each may wake whoever reads.
+class Opening(NamedTuple):
+    """What a reply begins with."""
+
+    token: bytes
+    """What the parent gave this child alone: bytes that come into the pipe by accident do not have it."""
+    first: int
+    """Answers that this child has sent before: they belong to rows by their order, so that one too many or too few
+    would give each later file the answer of another."""
+    header: int
+    """Bytes of the JSON header."""
+    words: int
+    """Bytes of the lines of JSON that follow it."""
+    arrays: int
+    """Bytes of the arrays."""
+    begin: int
+    """Where these lie in the memory that both see; IN_PIPE: they follow."""
+
+
+def send(file: int, header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+    """Write one frame to a file."""
+    text = _AS_TEXT.encode(header).encode()
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    _write(file, [LENGTHS.pack(len(text), sum(array.nbytes for array in arrays)) + text, *arrays])
+
+
+def reply(file: int, token: bytes, first: int, header: dict[str, Any], words: Sequence[str] = (), num_bytes: int = 0,
+          arrays: Sequence[np.ndarray] = (), begin: int = IN_PIPE) -> None:
+    """Write one reply to the pipe, in as few calls as there may be, since each may wake whoever reads.
 
     Args:
-        words: lines of JSON that go after the header.
+        num_bytes: of the arrays.
+        arrays: those that follow in the pipe.
     """
-    text = "\n".join((_AS_TEXT.encode(header), *words)).encode()
-    arrays = [np.ascontiguousarray(array) for array in arrays]
-    parts: deque[Any] = deque([LENGTHS.pack(len(text), sum(array.nbytes for array in arrays)) + text, *arrays])
+    text, lines = _AS_TEXT.encode(header).encode(), "\n".join(words).encode()
+    opening = OPENING.pack(*Opening(token, first, len(text), len(lines), num_bytes, begin))
+    _write(file, [opening + text + lines, *(np.ascontiguousarray(array) for array in arrays)])
+
+
+def _write(file: int, pieces: Sequence[bytes | np.ndarray]) -> None:
+    parts: deque[Any] = deque(pieces)
     while parts:
         written = os.writev(file, list(islice(parts, MOST_PARTS)))
         while parts and written >= (length := _num_bytes(parts[0])):

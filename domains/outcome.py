@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from domains.frames import MAX_REASON
 from domains.placement import Placement, told
 from domains.sample import DTYPES, Fact, ManifestRow, Piece
 
 DISHONEST = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What it comes to when a frame is taken apart that no honest child sends."""
-MAX_REASON = 300
 MAX_FACT_TEXT = 100
 SHORT_WORDS = 4096
 """Bytes of what is said of a piece that is remembered."""
@@ -58,7 +58,8 @@ class _Said(NamedTuple):
     placement: Placement | None
 
 
-def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any], payload: bytearray) -> Outcome:
+def outcome_of(row: ManifestRow, index: int, header: Mapping[str, Any],
+               payload: bytearray | np.ndarray) -> Outcome:
     """What a frame of a reading process says of a row. Raises one of DISHONEST on one that no honest process sends.
 
     Args:
@@ -98,7 +99,8 @@ def _kind(dtype: str, shape: Sequence[int]) -> tuple[np.dtype, tuple[int, ...]]:
     return np.dtype(dtype), tuple(map(int, shape))
 
 
-def _array(payload: bytearray, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _array(payload: bytearray | np.ndarray, offset: int, dtype: np.dtype,
+           shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     count = math.prod(shape)
     end = offset + count * dtype.itemsize
     if end > len(payload):

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from domains import frames, worker
-from domains.outcome import DISHONEST, MAX_REASON, Outcome, outcome_of
-from domains.reading_process import Child
+from domains.frames import MAX_REASON
+from domains.outcome import DISHONEST, Outcome, outcome_of
+from domains.reading_process import Child, Frame
 from domains.sample import ManifestRow, Piece, mask_shape
 
 WINDOW_PER_WORKER = 256
@@ -31,6 +32,9 @@ READ_AHEAD_BYTES = 512 * 2**20
 """Results that may wait for the one that is due."""
 FEEDING_SECONDS = 0.02
 """How long rows are gathered before they are sent: those of a data folder elsewhere are fetched first."""
+LIED = "the reader broke its protocol"
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one file may take before it is quarantined, and how many are read at once."""
@@ -104,6 +108,7 @@ class _Pool:
         self.children: list[Child] = []
         self.next_row, self.due = 0, 0
         self.again: deque[int] = deque()
+        self.suspects: set[int] = set()
         self.asked: dict[int, ManifestRow] = {}
         self.done: dict[int, Outcome] = {}
         self.before: dict[int, Outcome] = {}
@@ -167,6 +172,8 @@ class _Pool:
         full = i >= self.due + WINDOW_PER_WORKER * len(self.children) or self.waiting_bytes > READ_AHEAD_BYTES
         if i >= len(self.rows) or (full and i != self.due):
             return False
+        if child.pending and not self.suspects.isdisjoint((i, child.pending[-1])):
+            return False
         row = self._row(i)
         request = frames.request_of(row)
         if child.pending and len(request) + child.asked_bytes > child.room:
@@ -199,7 +206,8 @@ class _Pool:
         before = len(child.pending)
         try:
             while (frame := child.receive()) is not None:
-                self._finish(child, *frame)
+                self._finish(child, frame)
+                child.took(frame)
                 if not child.has_more:  # it may have by now: then the selector says so at once
                     break
             child.heard(before - len(child.pending))
@@ -207,27 +215,28 @@ class _Pool:
         except EOFError:
             self._replace(child, "")
         except DISHONEST:
-            self._replace(child, "the reader broke its protocol")
+            self._replace(child, LIED)
 
-    def _finish(self, child: Child, header: Any, words: list[bytes], payload: bytearray | memoryview) -> None:
+    def _finish(self, child: Child, frame: Frame) -> None:
+        header, payload, said, begin = frame.header, frame.payload, 0, 0
         if "missing" in header:
             raise ImportError(str(header["missing"])[:MAX_REASON])
         if "ready" in header:
             child.ready = True
             return
-        answers, said, begin = header["answers"], 0, 0
-        if len(answers) > len(child.pending):
+        if len(header["answers"]) > len(child.pending):
             raise ValueError("answers to what was not asked")
-        for answer, num, size in zip(answers, header["pieces"], header["bytes"], strict=True):
+        words = frame.lines(sum(header["pieces"]))
+        for answer, num, size in zip(header["answers"], header["pieces"], header["bytes"], strict=True):
             if not (0 <= num <= len(words) - said and 0 <= size <= len(payload) - begin):
                 raise ValueError("an answer larger than its frame")
             self._answered(child, {**answer, "pieces": words[said:said + num], "peak_bytes": header["peak_bytes"]},
                            _own(payload, begin, size))
             said, begin = said + num, begin + size
-        if said != len(words) or begin != len(payload):
+        if begin != len(payload):
             raise ValueError("answers do not fill their frame")
 
-    def _answered(self, child: Child, answer: dict[str, Any], payload: bytearray) -> None:
+    def _answered(self, child: Child, answer: dict[str, Any], payload: bytearray | np.ndarray) -> None:
         if "missing" in answer:
             raise ImportError(str(answer["missing"])[:MAX_REASON])
         i = child.pending[0]
@@ -243,6 +252,7 @@ class _Pool:
         if outcome.reason and i in self.before:
             outcome = dataclasses.replace(outcome, reason=f"from part {outcome.row.part + 1} on: {outcome.reason}")
         del self.asked[i]
+        self.suspects.discard(i)
         self.done[i] = outcome
         self.waiting_bytes += outcome.num_bytes
 
@@ -257,19 +267,24 @@ class _Pool:
             raise RuntimeError(f"the reading process ended before it was ready (exit code {code}). Expected it to "
                                f"import {self.reader.module}. Remedy: raise limits.memory_gb "
                                f"({self.limits.memory_gb}), or free memory on this machine.")
-        if child.pending:
+        if reason == LIED and (len(child.pending) > 1 or child.has_answered):
+            # While a lie was on its way other files may have been begun: each is read again with none beside it, and
+            # blamed where it was the only one that a child ever had.
+            self.suspects.update(child.pending)
+        elif child.pending:
             guilty = child.take_guilty()
             row = self.asked[guilty]
             self._settle(guilty, Outcome(row, guilty, reason=reason or _ending(code), sha256=_hash_or_nothing(row)))
-            self.again.extendleft(reversed(child.pending))
+        self.again.extendleft(reversed(child.pending))
         self._start()
 
 
-def _own(payload: bytearray | memoryview, begin: int, size: int) -> bytearray:
-    """A part of a frame, copied, so that whoever keeps one sample does not keep all that came with it."""
+def _own(payload: bytearray | memoryview, begin: int, size: int) -> bytearray | np.ndarray:
+    """A part of a frame, copied, so that whoever keeps one sample does not keep all that came with it, and that the
+    child, which may still write to a frame in shared memory, changes nothing once it has been looked at."""
     if isinstance(payload, bytearray) and size == len(payload):
         return payload
-    return bytearray(memoryview(payload)[begin:begin + size])
+    return np.frombuffer(payload, np.uint8, size, begin).copy()  # numpy's memory: on huge pages, where it is large
 
 
 def _ending(code: int) -> str:

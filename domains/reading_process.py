@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from domains import frames, worker
+from domains.frames import IN_PIPE, OPENING, Opening
+from domains.shared_memory import Inbox
 
 START_SECONDS = 120
 """How long a child may take to import its reader on a busy machine."""
@@ -20,14 +23,13 @@ MOST_PATIENCE = 3
 """Times the limit in seconds that a file gets at most on a machine too busy to let its process run."""
 PIPE_BYTES = 2**20
 """What a child may write before the parent has read it."""
-INBOX_BYTES = 2**20 + 2**18
+COME_BYTES = 2**20 + 2**18
 """Read at once: one call brings a whole frame that answers for several small files."""
-MOST_AHEAD, AHEAD_SECONDS = 128, 0.2
+MOST_AHEAD, AHEAD_SECONDS = frames.MOST_ROWS, 0.2
 """Rows that a child has in hand, the one that it reads included: two, or more where they take so little time that it
 answers several at once."""
 ACCOUNT_SECONDS = 0.5
 """For how long what the kernel says of a process's waiting is taken to be true still."""
-MAX_HEADER_BYTES = 64 * 2**20
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "TMPDIR", "GDAL_DATA", "PROJ_DATA",
                 "PROJ_LIB")
 """What a child inherits: no credentials, which a parser has no use for."""
@@ -43,14 +45,18 @@ class Frame(NamedTuple):
     """One frame of a child, of which nothing has been believed yet."""
 
     header: Any
-    words: list[bytes]
+    words: bytes
     """The lines after the header."""
     payload: bytearray | memoryview
+    """Arrays; to be copied before they are looked at, and before `took`."""
+    shared: bool
+    """Whether they lie in memory that the child can write to."""
 
-
-def _frame(text: bytes, payload: bytearray | memoryview) -> Frame:
-    header, *words = text.split(b"\n")
-    return Frame(json.loads(header), words, payload)
+    def lines(self, num: int) -> list[bytes]:
+        """The lines after the header. Raises ValueError where they are not `num`."""
+        if self.words.count(b"\n") + 1 != max(num, 1) or (num == 0 and self.words):
+            raise ValueError("other words than the header tells of")
+        return self.words.split(b"\n") if num else []
 
 
 class Child:
@@ -61,15 +67,13 @@ class Child:
         # One thread per child: the pool is the parallelism, and each BLAS thread would take address space.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         places = json.dumps([os.path.abspath(place) for place in sys.path])
-        shared = os.memfd_create("begun")
-        os.ftruncate(shared, worker.COUNT.size)
-        self._begun_rows, self._heard_rows, self._unheard = worker.Count(shared), 0, 0
+        self._inbox, self._token = Inbox(), secrets.token_bytes(frames.TOKEN_BYTES)
+        self._heard_rows, self._unheard = 0, 0
         # -P: a json.py in the folder where the user stands is not what START imports.
         self.process = subprocess.Popen(
             [sys.executable, "-B", "-P", "-c", worker.START, places],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[shared],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[self._inbox.file],
             env={**kept, **threads, **_ALLOCATOR})
-        os.close(shared)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self.stdout.fileno(), False)
@@ -87,11 +91,12 @@ class Child:
         self.ready = False
         self.begun, self.waited, self.asked_at = time.monotonic(), 0.0, -ACCOUNT_SECONDS
         self.deadline = self.begun + START_SECONDS
-        self._inbox = memoryview(bytearray(INBOX_BYTES))
+        self._come = memoryview(bytearray(COME_BYTES))
         self._left = memoryview(b"")
         self._expect_frame()
         self.write(json.dumps({"module": module, "settings": frames.encode(settings), "memory_bytes": memory_bytes,
-                               "last_second": MOST_PATIENCE * seconds, "begun": shared}).encode() + b"\n")
+                               "last_second": MOST_PATIENCE * seconds, "shared": self._inbox.file,
+                               "token": self._token.hex()}).encode() + b"\n")
         self.flush()
 
     def ask(self, row: int, line: bytes) -> None:
@@ -136,6 +141,11 @@ class Child:
         self.pending.remove(guilty)
         return guilty
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether it has read any file before those that are pending."""
+        return self._heard_rows > 0
+
     def is_idle(self) -> bool:
         """Whether it is there, starting perhaps, and has nothing to do."""
         return not self.pending and self.process.poll() is None
@@ -169,8 +179,8 @@ class Child:
             return 0.0
 
     def _expect_frame(self) -> None:
-        self._stage, self._buffer, self._filled = 0, bytearray(frames.LENGTHS.size), 0
-        self._lengths, self._header = (0, 0), b""
+        self._stage, self._buffer, self._filled = 0, bytearray(OPENING.size), 0
+        self._text = b""
 
     @property
     def has_more(self) -> bool:
@@ -178,7 +188,7 @@ class Child:
         return len(self._left) > 0
 
     def _read(self) -> bool:
-        """Go on filling the buffer; what comes beyond it waits in the inbox. False when nothing has arrived."""
+        """Go on filling the buffer; what comes beyond it waits. False when nothing has arrived."""
         lacks = len(self._buffer) - self._filled
         if self._left:
             some = self._left[:lacks]
@@ -186,9 +196,9 @@ class Child:
             self._filled, self._left = self._filled + len(some), self._left[len(some):]
             return True
         with memoryview(self._buffer) as view:
-            count = self._arrived([view[self._filled:], self._inbox])
+            count = self._arrived([view[self._filled:], self._come])
         self._filled += min(count, lacks)
-        self._left = self._inbox[:max(0, count - lacks)]
+        self._left = self._come[:max(0, count - lacks)]
         return count > 0
 
     def _arrived(self, places: list[memoryview]) -> int:
@@ -205,7 +215,7 @@ class Child:
         """Take what has arrived; a whole frame when there is one, to be used before the next is received. Raises
         EOFError at the end of the stream and ValueError on a frame that no honest child sends."""
         if self._filled == self._stage == 0:
-            self._left = self._left or self._inbox[:self._arrived([self._inbox])]
+            self._left = self._left or self._come[:self._arrived([self._come])]
             if not self._left:
                 return None
             if (frame := self._whole_frame()) is not None:
@@ -215,35 +225,51 @@ class Child:
                 if not self._read():
                     return None
             if self._stage == 0:
-                self._lengths = self._checked(self._buffer)
-                self._stage, self._buffer, self._filled = 1, bytearray(self._lengths[0]), 0
+                self._opening = self._checked(self._buffer)
+                self._stage, self._filled = 1, 0
+                self._buffer = bytearray(self._opening.header + self._opening.words)
             elif self._stage == 1:
-                self._header = bytes(self._buffer)
-                self._stage, self._buffer, self._filled = 2, bytearray(self._lengths[1]), 0
+                self._text = bytes(self._buffer)
+                self._stage, self._filled = 2, 0
+                self._buffer = bytearray(self._opening.arrays if self._opening.begin == IN_PIPE else 0)
             else:
-                frame = _frame(self._header, self._buffer)
+                frame = self._frame(self._opening, self._text, self._buffer)
                 self._expect_frame()
                 return frame
 
     def _whole_frame(self) -> Frame | None:
-        """The next frame, if all of it lies in the inbox already."""
-        first = frames.LENGTHS.size
+        """The next frame, if all of it has come already."""
+        first = OPENING.size
         if len(self._left) < first:
             return None
-        of_header, of_arrays = self._checked(self._left[:first])
-        end = first + of_header + of_arrays
+        opening = self._checked(self._left[:first])
+        middle = first + opening.header + opening.words
+        end = middle + (opening.arrays if opening.begin == IN_PIPE else 0)
         if len(self._left) < end:
             return None
-        frame = _frame(bytes(self._left[first:first + of_header]), self._left[first + of_header:end])
+        frame = self._frame(opening, bytes(self._left[first:middle]), self._left[middle:end])
         self._left = self._left[end:]
         return frame
 
-    def _checked(self, packed: bytearray | memoryview) -> tuple[int, int]:
-        """Lengths of a header and of the arrays after it."""
-        of_header, of_arrays = frames.LENGTHS.unpack(packed)
-        if of_header > MAX_HEADER_BYTES or of_arrays > self.max_bytes:
+    def _checked(self, packed: bytearray | memoryview) -> Opening:
+        """What a reply begins with, if an honest child of this parent may say so now."""
+        opening = Opening._make(OPENING.unpack(packed))
+        if opening.token != self._token or opening.first != self._heard_rows % 2**32:
+            raise ValueError("a reply out of turn, or by somebody else")
+        if (opening.header > frames.MAX_HEADER_BYTES or opening.words > frames.MAX_WORDS_BYTES
+                or opening.arrays > self.max_bytes):
             raise ValueError("a reply larger than the limits")
-        return of_header, of_arrays
+        return opening
+
+    def _frame(self, opening: Opening, text: bytes, payload: bytearray | memoryview) -> Frame:
+        shared = opening.begin != IN_PIPE
+        return Frame(json.loads(text[:opening.header]), text[opening.header:],
+                     self._inbox.arrays(opening.begin, opening.arrays) if shared else payload, shared)
+
+    def took(self, frame: Frame) -> None:
+        """Of this frame nothing is needed any more."""
+        if frame.shared:
+            self._inbox.took()
 
     def end(self) -> int:
         """Kill, reap and close; returns how the process ended."""
@@ -258,6 +284,6 @@ class Child:
         except BrokenPipeError:  # bytes for a reader that is gone
             pass
         self.stdout.close()
-        self._unheard = self._begun_rows.read() - self._heard_rows
-        self._begun_rows.close()
+        self._unheard = self._inbox.begun() - self._heard_rows
+        self._inbox.close()
         return code

@@ -10,12 +10,10 @@ import gc
 import hashlib
 import importlib
 import json
-import mmap
 import os
 import resource
 import signal
 import stat
-import struct
 import time
 import traceback
 from collections import deque
@@ -27,9 +25,8 @@ import numpy as np
 from domains import frames, links
 from domains.frames import decode, describe
 from domains.sample import ManifestRow, Part, Piece, Refused
+from domains.shared_memory import Outbox
 
-COUNT = struct.Struct("<Q")
-"""Rows begun, in memory that both sides see."""
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from domains.worker import main; main()"
 """What the child runs: with the parent's import path, so that a folder named `domains` where the user stands is never
 imported instead."""
@@ -50,29 +47,33 @@ SMALL_FILE = 2**18
 HELD_BYTES, HELD_SECONDS = 3 * 2**18, 0.05
 """Answers that are sent together. Waking the parent costs both sides some tenths of a millisecond, which what both need
 to say so takes to come back into the processor's caches: as much as a small file."""
+HELD_LETTERS = 2**20
+MOST_LETTERS = frames.MAX_WORDS_BYTES - 2 * HELD_LETTERS
+"""Of what is said of the samples of one file, or one part of it, so that with what is held it fits a frame."""
 
 
 def main() -> None:
     """Serve one parent until it closes the pipe."""
-    requests, replies = _Requests(0), _Replies(os.dup(1))
+    requests, pipe = _Requests(0), os.dup(1)
     # Libraries print header text when they warn; none of it may reach a log or the reply channel.
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     order = json.loads(requests.line())
-    begun = Count(order["begun"])
+    outbox = Outbox(order["shared"])
+    replies = _Replies(pipe, bytes.fromhex(order["token"]), outbox)
     limit_process(order["memory_bytes"])
     memory = _Memory(int(TIDY_SHARE * order["memory_bytes"]))
     try:
         module = importlib.import_module(order["module"])
         settings = decode(order["settings"])
     except ImportError as error:
-        replies.say({"missing": str(error)})
+        replies.say({"missing": str(error)[:frames.MAX_REASON]})
         return
     replies.say({"ready": True})
     for row in requests:
         began = time.monotonic()
-        begun.up()
+        outbox.begin_row()
         signal.alarm(order["last_second"] + ALARM_SLACK)
         content = None if row.part else _content_if_small(row.path)
         if content is None and replies.are_held:  # they must not wait for a file that may take long
@@ -87,28 +88,6 @@ def _hand_over(replies: _Replies, memory: _Memory) -> None:
     signal.alarm(0)  # a parent that takes its time is no fault of a file; one that is gone ends the write
     replies.flush(memory.peak_bytes())
     memory.tidy()
-
-
-class Count:
-    """How many rows the child has begun, in memory that its parent sees: when it dies, those that it had finished
-    without a word are told from the one that it died on."""
-
-    def __init__(self, file: int) -> None:
-        """file: descriptor of memory that is as long as COUNT."""
-        self._memory, self._value = mmap.mmap(file, COUNT.size), 0
-
-    def up(self) -> None:
-        """One more."""
-        self._value += 1
-        COUNT.pack_into(self._memory, 0, self._value)
-
-    def read(self) -> int:
-        """As the other side left it; a broken child may have written anything."""
-        return int(COUNT.unpack_from(self._memory)[0])
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._memory.close()
 
 
 class _Requests:
@@ -146,24 +125,27 @@ class _Requests:
 class _Replies:
     """Answers on their way to the parent; like requests, they are put into words together."""
 
-    def __init__(self, file: int) -> None:
-        self._file, self._since, self._num_bytes = file, 0.0, 0
+    def __init__(self, file: int, token: bytes, outbox: Outbox) -> None:
+        self._file, self._token, self._outbox = file, token, outbox
+        self._since, self._num_bytes, self._num_letters, self._sent = 0.0, 0, 0, 0
         self._held: list[_Answer] = []
 
     def say(self, header: dict[str, Any]) -> None:
         """What is no answer."""
-        frames.send(self._file, header)
+        frames.reply(self._file, self._token, self._sent, header)
 
     def add(self, began: float, answer: _Answer) -> None:
         """One more answer, to what was begun then."""
         self._since = self._since if self._held else began
         self._held.append(answer)
         self._num_bytes += answer.num_bytes
+        self._num_letters += answer.num_letters
 
     @property
     def are_due(self) -> bool:
         """Whether enough has come together, or has taken long enough."""
-        return self._num_bytes > HELD_BYTES or time.monotonic() - self._since > HELD_SECONDS
+        return (self._num_bytes > HELD_BYTES or self._num_letters > HELD_LETTERS
+                or time.monotonic() - self._since > HELD_SECONDS)
 
     @property
     def are_held(self) -> bool:
@@ -172,12 +154,18 @@ class _Replies:
 
     def flush(self, peak_bytes: int) -> None:
         """Send all that is held in one frame."""
-        frames.send(self._file, {
+        arrays = [array for answer in self._held for array in answer.arrays]
+        begin = self._outbox.put(arrays, self._num_bytes, self._file)
+        header = {
             "answers": [answer.header for answer in self._held], "pieces": [len(answer.words) for answer in self._held],
-            "bytes": [answer.num_bytes for answer in self._held], "peak_bytes": peak_bytes},
-            [array for answer in self._held for array in answer.arrays],
-            [text for answer in self._held for text in answer.words])
-        self._held, self._num_bytes = [], 0
+            "bytes": [answer.num_bytes for answer in self._held], "peak_bytes": peak_bytes}
+        words = [text for answer in self._held for text in answer.words]
+        if begin is None:
+            frames.reply(self._file, self._token, self._sent, header, words, self._num_bytes, arrays)
+        else:
+            frames.reply(self._file, self._token, self._sent, header, words, self._num_bytes, (), begin)
+        self._sent += len(self._held)
+        self._held, self._num_bytes, self._num_letters = [], 0, 0
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -228,8 +216,10 @@ class _Answer(NamedTuple):
     words: list[str]
     """What is said of each piece."""
     arrays: list[np.ndarray]
-    num_bytes: int
+    num_bytes: int = 0
     """Of the arrays."""
+    num_letters: int = 0
+    """Of the words."""
 
 
 def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | None) -> _Answer:
@@ -244,19 +234,28 @@ def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | No
         found: list[Piece] | Part = module.read(row, settings)
         pieces, more = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
         arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
-        return _Answer({"sha256": sha256, "more": more}, [describe(piece) for piece in pieces], arrays,
-                       sum([array.nbytes for array in arrays]))
+        words = [describe(piece) for piece in pieces]
+        return _Answer({"sha256": sha256, "more": more}, words, arrays, sum([array.nbytes for array in arrays]),
+                       _checked(sum(map(len, words)), len(words)))
     except Exception as error:
-        return _Answer({"sha256": sha256, **_told(error)}, [], [], 0)
+        return _Answer({"sha256": sha256, **_told(error)}, [], [])
+
+
+def _checked(num_letters: int, num_pieces: int) -> int:
+    """What is said of a file's samples is no more than a parent believes."""
+    if num_letters > MOST_LETTERS:
+        raise Refused(f"found {num_pieces} samples in one file, of which {num_letters} letters would be said, expected "
+                      f"at most {MOST_LETTERS}. Remedy: cut it into larger or fewer samples, or into several files.")
+    return num_letters
 
 
 def _told(error: Exception) -> dict[str, Any]:
     if _is_for_memory(error):
         return {"memory": True}
     if isinstance(error, ImportError):
-        return {"missing": str(error)}
+        return {"missing": str(error)[:frames.MAX_REASON]}
     # A parser's message may quote the file's header: only where and what kind is passed on.
-    return {"refused": str(error) if isinstance(error, Refused) else _where(error)}
+    return {"refused": (str(error) if isinstance(error, Refused) else _where(error))[:frames.MAX_REASON]}
 
 
 def _is_for_memory(error: BaseException | None) -> bool:

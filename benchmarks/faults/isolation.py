@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -86,12 +87,17 @@ def seconds_in_child(rows: Sequence[ManifestRow], reader: Reader) -> tuple[float
 
 def _spent(rows: Sequence[ManifestRow], reader: Reader) -> tuple[float, float]:
     """Processor seconds of a child from start to end, and of this process meanwhile."""
-    before = os.times()
+    before = _used()
     for outcome in read_all(rows, reader, Limits(workers=1)):
         assert not outcome.reason, outcome.reason
-    after = os.times()
-    return (after.children_user + after.children_system - before.children_user - before.children_system,
-            after.user + after.system - before.user - before.system)
+    after = _used()
+    return after[0] - before[0], after[1] - before[1]
+
+
+def _used() -> tuple[float, float]:
+    """Processor seconds so far of all children that have ended, and of this process."""
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN)  # os.times counts in hundredths of a second
+    return of_children.ru_utime + of_children.ru_stime, time.process_time()
 
 
 def _enough(rows: list[ManifestRow], reader: Reader) -> list[ManifestRow]:

@@ -25,6 +25,8 @@ BUDGET = 2**33
 with twelve bands makes 2.9 GB."""
 PART_BYTES = 2**28
 """Bytes of samples that are held at once: a larger scene comes in parts."""
+MOST_TILES = 2**15
+"""In a part: so many small ones that what is said of them outweighs what is in them."""
 FEW_PIXELS = 16
 """Fewer known pixels may honestly hold one value."""
 
@@ -131,7 +133,7 @@ def tiles(scene: Scene, mask: Layer | None, settings: Multispectral, part: int) 
     """
     need = _bytes(scene, settings)
     boxes = list(grid.tiles(scene.shape, settings.size))
-    per_part = max(1, len(boxes) * PART_BYTES // need) if need > PART_BYTES else len(boxes)
+    per_part = min(MOST_TILES, max(1, len(boxes) * PART_BYTES // need) if need > PART_BYTES else len(boxes))
     num_parts = -(-len(boxes) // per_part)
     if num_parts == 1:
         pieces, skipped = _tiles(scene, mask, settings, boxes)
