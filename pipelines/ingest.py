@@ -80,8 +80,7 @@ class DataRun:
     the same, and fail when any pair is left across splits. report: divide by groups alone, and report."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.bad_files <= 1:
-            raise ValueError(f"bad_files: found {self.bad_files}, expected a share from 0 to 1.")
+        refusals.check_share("bad_files", self.bad_files)
 
     @property
     def pseudonymous(self) -> bool:

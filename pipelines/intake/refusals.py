@@ -1,4 +1,4 @@
-"""What ingest refused: the list of it, and the end of a run in which it was too much."""
+"""What was refused: how much of it is too much, the list that ingest keeps, and the end of its run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,26 @@ from domains.publish import write_text
 from domains.quarantine import fault
 from domains.sample import Piece
 
+EXIT_CODE = 3
+"""Of a command that was given more files to refuse than it may, so that a script can tell dirty data from a wrong
+setting."""
+
 
 class TooManyRefused(ValueError):
     """More files were quarantined than the run allows."""
 
-    exit_code = 3
-    """Of `lacuna ingest`, so that a script can tell dirty data from a wrong setting."""
+    exit_code = EXIT_CODE
+
+
+def check_share(name: str, allowed: float) -> None:
+    """A share of files that may be refused, by the name of its setting. Raises ValueError."""
+    if not 0 <= allowed <= 1:
+        raise ValueError(f"{name}: found {allowed:g}, expected a share from 0 to 1, such as 0.01.")
+
+
+def too_many(refused: int, files: int, allowed: float) -> bool:
+    """Whether more than the allowed share was refused, or all there is, whatever is allowed."""
+    return refused > allowed * files or refused == files
 
 
 def of_contract(pieces: Sequence[Piece], contract: Contract) -> str:
@@ -46,7 +60,7 @@ def write_list(refused: Sequence[Outcome], *paths: Path) -> None:
 
 def refuse_if_too_many(refused: Sequence[Outcome], num_files: int, allowed: float, where: Path) -> None:
     """The end of a run in which more than the allowed share was quarantined."""
-    if len(refused) == num_files or len(refused) > allowed * num_files:
+    if too_many(len(refused), num_files, allowed):
         common = ", ".join(f"{reason} ({count})" for reason, count in
                            Counter(outcome.reason for outcome in refused).most_common(3))
         raise TooManyRefused(

@@ -16,8 +16,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from domains.publish import sync_file, sync_folder
 from domains.quarantine import Limits
+from pipelines.intake.refusals import check_share
 from pipelines.prediction.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
-from pipelines.prediction.refused import check_share, code_of
+from pipelines.prediction.refused import code_of
 
 Numbered = tuple[int, Read]
 """A file that was refused, with its number among the files, from 1."""
@@ -49,7 +50,7 @@ def embed_to_parquet(checkpoint: str | Path, inputs: Sequence[str | Path], out: 
                      bad_files: float = 0.0) -> int:
     """Write columns key, path, sha256 and features (a list of E numbers). Returns 0, or 3 when more than the share
     `bad_files` of the files were refused, or all of them; then nothing is written."""
-    check_share(bad_files)
+    check_share("--bad-files", bad_files)
     native, done, refused = _read(checkpoint, inputs, source, limits, device, edits)
     print(f"embed: {len(done)} files done, {len(refused)} refused")
     for sentence in _said(refused):

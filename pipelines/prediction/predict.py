@@ -25,9 +25,10 @@ from domains.publish import write_text
 from domains.quarantine import Limits
 from domains.sample import ManifestRow, Task
 from domains.worker import hash_of
+from pipelines.intake.refusals import check_share
 from pipelines.prediction import clouds, masks
 from pipelines.prediction.native import UNEDITED, Edits, Native, Read, open_checkpoint, rows_of
-from pipelines.prediction.refused import check_share, code_of
+from pipelines.prediction.refused import code_of
 from pipelines.prediction.test_time import way_of
 
 TABLE, RECORDS, JOURNAL = "predictions.csv", "predictions.json", ".journal.jsonl"
@@ -71,7 +72,7 @@ def predict_to_folder(checkpoint: str | Path, inputs: Sequence[str | Path], out:
                       test_time: str = "", bad_files: float = 0.0) -> int:
     """Predict into `out`, skipping what is done; under test_time, where answers depend on each other, nothing is
     skipped. Returns 0, or 3 when more than the share `bad_files` of the files were refused, or all of them."""
-    check_share(bad_files)
+    check_share("--bad-files", bad_files)
     native = open_checkpoint(checkpoint, device, edits=edits)
     rows = rows_of(inputs, native, source)
     out.mkdir(parents=True, exist_ok=True)

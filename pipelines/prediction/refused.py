@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import sys
 
-EXIT_CODE = 3
-"""`lacuna ingest` has the same for files that were refused."""
-
-
-def check_share(allowed: float) -> float:
-    """A share of files that may be refused. Raises ValueError."""
-    if not 0 <= allowed <= 1:
-        raise ValueError(f"--bad-files: found {allowed:g}, expected a share from 0 to 1, such as 0.01.")
-    return allowed
+from pipelines.intake.refusals import EXIT_CODE, too_many
 
 
 def code_of(refused: int, files: int, allowed: float) -> int:
     """0, or 3 where more than the allowed share of the files were refused, or all of them; this is said on stderr."""
-    if not refused or (refused < files and refused <= allowed * files):
+    if not refused or not too_many(refused, files, allowed):
         return 0
     answered = "" if refused == files else "The others are answered. "
     print(f"files: found {refused} of {files} refused, expected at most {allowed:.1%}; exit code {EXIT_CODE}. "

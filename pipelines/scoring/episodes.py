@@ -19,7 +19,7 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipelines.scoring import metrics
+from pipelines.scoring import metrics, ranking
 from pipelines.scoring.metrics import Floats, Ints
 from pipelines.scoring.uncertainty import Estimate, interval
 
@@ -258,7 +258,7 @@ def _scores(truth: Ints, probabilities: Floats, weights: Floats) -> dict[str, Fl
     whole = weights.sum(0)
     accuracy = np.where(whole > 0, (weights * right).sum(0) / np.maximum(whole, 1e-300), np.nan)
     shown = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    areas = np.stack([metrics.auroc(truth == label, probabilities[:, label], weights) for label in shown])
+    areas = np.stack([ranking.auroc(truth == label, probabilities[:, label], weights) for label in shown])
     known = ~np.isnan(areas)
     area = np.where(known.any(0), np.where(known, areas, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
     return {"accuracy": accuracy, "auroc": area}

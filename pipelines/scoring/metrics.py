@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from domains.sample import TaskKind
 from pipelines.scoring import overlap
+from pipelines.scoring.ranking import divide, ranking, spearman
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -45,6 +46,8 @@ class Metric:
     """Which way is up."""
     meaning: str
     """The definition, for whoever compares it with another tool's."""
+    is_share: bool = True
+    """Whether it lies between 0 and 1 on any data, so that no gain can be more than 1."""
 
 
 METRICS: dict[str, Metric] = {
@@ -62,12 +65,13 @@ METRICS: dict[str, Metric] = {
                   "class (single_label) or of the finding (multi_label, against its presence). Chance alone "
                   "makes it positive on few rows: see `chance_calibration_error`."),
     "brier": Metric("Brier", False, "Mean squared difference of probability and outcome: of the second class of two, "
-                    "summed over several classes, averaged over findings."),
-    "mae": Metric("MAE", False, "Mean absolute error in the unit of the label; averaged over columns."),
-    "rmse": Metric("RMSE", False, "Root of the mean squared error, per column, then averaged."),
+                    "summed over several classes, averaged over findings.", is_share=False),
+    "mae": Metric("MAE", False, "Mean absolute error in the unit of the label; averaged over columns.", is_share=False),
+    "rmse": Metric("RMSE", False, "Root of the mean squared error, per column, then averaged.", is_share=False),
     "r2": Metric("R2", True, "1 - squared error / squared distance from the mean of the same rows; averaged over "
-                 "columns."),
-    "spearman": Metric("Spearman", True, "Correlation of ranks, ties sharing their mean rank; averaged over columns."),
+                 "columns.", is_share=False),
+    "spearman": Metric("Spearman", True, "Correlation of ranks, ties sharing their mean rank; averaged over columns.",
+                       is_share=False),
     "dice": Metric("Dice", True, "2 TP / (2 TP + FP + FN) in pixels of each sample, averaged over the samples whose "
                    "truth holds the class, then over classes. Samples without the class are left out: see false "
                    "alarms."),
@@ -80,9 +84,10 @@ METRICS: dict[str, Metric] = {
                            "it, averaged over classes. Not defined where every sample holds the class."),
     "hausdorff95": Metric("Hausdorff 95 %", False, "The larger of two 95th percentiles: distances from each surface of "
                           "a class to the other, true and predicted; averaged over the samples whose truth holds the "
-                          "class, then over classes. Where nothing was called it, the sample's diagonal counts."),
+                          "class, then over classes. Where nothing was called it, the sample's diagonal counts.",
+                          is_share=False),
     "surface_distance": Metric("surface distance", False, "Mean of the same distances, both ways together; averaged "
-                               "likewise."),
+                               "likewise.", is_share=False),
 }
 
 NEEDS_BOTH = ("auroc", "average_precision", "balanced_accuracy", "f1", "dice", "iou", "precision", "recall",
@@ -178,6 +183,12 @@ def better(metric: str, a: float, b: float) -> bool:
     return a > b if METRICS[metric].higher_is_better else a < b
 
 
+def under(metric: str, what: str, detectable: float) -> str:
+    """What stays invisible of gains or falls: "a gain under 0.040", or "any gain" where the score can have none that is
+    larger."""
+    return f"any {what}" if METRICS[metric].is_share and detectable >= 1 else f"a {what} under {detectable:.3f}"
+
+
 def confidence(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike) -> tuple[Floats, Floats]:
     """What the calibration error compares: confidences and whether each was right (0 or 1), over known labels."""
     labels, predicted, _ = _checked(kind, labels, predicted, None)
@@ -218,11 +229,6 @@ def bin_of(probability: Floats) -> npt.NDArray[np.int64]:
 # One output at a time. `positive` is n of True and False, `weights` n R.
 
 
-def auroc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
-    """Area under the receiver operating characteristic, from the counts of positives above negatives."""
-    return _ranking(positive, scores, weights, np.zeros(len(scores), np.int64))["auroc"]
-
-
 def calibration_error(right: Floats, certain: Floats, weights: Floats) -> Floats:
     """Expected calibration error, see METRICS["ece"]. `right` is n, or n R with other outcomes for each weighting."""
     right = right[:, None] if right.ndim == 1 else right
@@ -231,17 +237,7 @@ def calibration_error(right: Floats, certain: Floats, weights: Floats) -> Floats
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
     missed = (right - certain[:, None])[order] * weights[order]
     gap = np.add.reduceat(missed, starts, axis=0) if len(starts) else weights
-    return _divide(np.abs(gap).sum(axis=0), weights.sum(axis=0))  # a bin's gap: rows times (share right - confidence)
-
-
-def spearman(a: Floats, b: Floats, weights: Floats) -> Floats:
-    """Correlation of the ranks that the rows have inside each weighting."""
-    ranks = [_ranks(x, weights) for x in (a, b)]
-    total = weights.sum(axis=0)
-    x, y = (r - _divide((weights * r).sum(axis=0), total) for r in ranks)
-    spread = (weights * x * x).sum(axis=0) * (weights * y * y).sum(axis=0)
-    # Two different ranks are at least half apart, so a spread this small is rounding about a constant.
-    return _divide((weights * x * y).sum(axis=0), np.sqrt(np.where(spread > 1e-6, spread, 0.0)))
+    return divide(np.abs(gap).sum(axis=0), weights.sum(axis=0))  # a bin's gap: rows times (share right - confidence)
 
 
 def _rows(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
@@ -254,10 +250,10 @@ def _rows(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
     total = w.sum(axis=0)
     recalls = [_recall(outcome[:, k], chosen == k, w) for k in range(p.shape[1]) if k not in absent]
     return {
-        "accuracy": _divide(right @ w, total),
+        "accuracy": divide(right @ w, total),
         "balanced_accuracy": _mean(recalls, w.shape[1]),
         "ece": calibration_error(right, p.max(axis=1), w),
-        "brier": _divide(square @ w, total),
+        "brier": divide(square @ w, total),
     }
 
 
@@ -266,7 +262,7 @@ def _classes(y: Ints, p: Floats, w: Floats, models: Ints) -> dict[int, dict[str,
     chosen, num_classes = p.argmax(axis=1), p.shape[1]
     absent = left_out("single_label", y[:, None], num_classes)
     told = [1] if num_classes == 2 else range(num_classes)
-    return {k: {**_ranking(y == k, p[:, k], w, models), "f1": _f1(y == k, chosen == k, w)}
+    return {k: {**ranking(y == k, p[:, k], w, models), "f1": _f1(y == k, chosen == k, w)}
             for k in told if k not in absent}
 
 
@@ -284,80 +280,40 @@ def _by_output(kind: TaskKind, labels: Floats, predicted: Floats, weights: Float
 
 def _finding(label: Floats, p: Floats, w: Floats, models: Ints) -> dict[str, Floats]:
     positive, called = label == 1, p >= THRESHOLD
-    sensitivity = _divide((positive & called) @ w, positive @ w)
-    specificity = _divide((~positive & ~called) @ w, ~positive @ w)
+    sensitivity = divide((positive & called) @ w, positive @ w)
+    specificity = divide((~positive & ~called) @ w, ~positive @ w)
     return {
-        **_ranking(positive, p, w, models),
-        "accuracy": _divide((positive == called) @ w, w.sum(axis=0)),
+        **ranking(positive, p, w, models),
+        "accuracy": divide((positive == called) @ w, w.sum(axis=0)),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "f1": _f1(positive, called, w),
         "ece": calibration_error(label, p, w),
-        "brier": _divide((p - label) ** 2 @ w, w.sum(axis=0)),
+        "brier": divide((p - label) ** 2 @ w, w.sum(axis=0)),
     }
 
 
 def _column(label: Floats, p: Floats, w: Floats, models: Ints) -> dict[str, Floats]:
     """Numbers have the label's own unit, whichever model says them: ranks are taken over all rows."""
     total, error = w.sum(axis=0), p - label
-    square = _divide(error**2 @ w, total)
-    mean = _divide(label @ w, total)
-    variance = _divide((w * (label[:, None] - mean) ** 2).sum(axis=0), total)
+    square = divide(error**2 @ w, total)
+    mean = divide(label @ w, total)
+    variance = divide((w * (label[:, None] - mean) ** 2).sum(axis=0), total)
     # Below the rounding of the sums themselves the labels are one constant, and R2 has no meaning.
     variance = np.where(variance > 1e-12 * np.maximum(mean**2, 1e-300), variance, 0.0)
-    return {"mae": _divide(np.abs(error) @ w, total), "rmse": np.sqrt(square), "r2": 1 - _divide(square, variance),
+    return {"mae": divide(np.abs(error) @ w, total), "rmse": np.sqrt(square), "r2": 1 - divide(square, variance),
             "spearman": spearman(label, p, w)}
 
 
 def _recall(positive: Bools, called: Bools, w: Floats) -> Floats:
     """NaN without a positive or without a negative row in the weighting."""
-    return np.where(~positive @ w > 0, _divide((positive & called) @ w, positive @ w), np.nan)
+    return np.where(~positive @ w > 0, divide((positive & called) @ w, positive @ w), np.nan)
 
 
 def _f1(positive: Bools, called: Bools, w: Floats) -> Floats:
     """NaN likewise."""
     hits, wrong = (positive & called) @ w, (positive != called) @ w
     both = (positive @ w > 0) & (~positive @ w > 0)
-    return np.where(both, _divide(2 * hits, 2 * hits + wrong), np.nan)
-
-
-def _ranking(positive: Bools, scores: Floats, weights: Floats, models: Ints) -> dict[str, Floats]:
-    """AUROC: of all pairs of a positive and a negative row of one model. Average precision: the mean over positive rows
-    of the precision among the rows of their model, of those models that have a negative row."""
-    right = pairs = area = found = np.zeros(weights.shape[1])
-    for model in np.unique(models):
-        own = np.flatnonzero(models == model)
-        ordered, precisions, positives, negatives = _counts(positive, scores, weights, own)
-        right, pairs = right + ordered, pairs + positives * negatives
-        area, found = area + np.where(negatives > 0, precisions, 0), found + np.where(negatives > 0, positives, 0)
-    return {"auroc": _divide(right, pairs), "average_precision": _divide(area, found)}
-
-
-def _counts(positive: Bools, scores: Floats, weights: Floats, own: Ints) -> tuple[Floats, Floats, Floats, Floats]:
-    """Of these rows: pairs in the right order, sum of precisions over positive rows, positive rows, negative rows; R
-    each. One pass over the thresholds, which lie between blocks of equal score."""
-    order = own[np.argsort(-scores[own], kind="stable")]
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) < 0])
-    sorted_weights = weights[order]
-    size = np.add.reduceat(sorted_weights, starts, axis=0)  # B R, by falling score
-    hits = np.add.reduceat(sorted_weights * positive[order, None], starts, axis=0)
-    found, called = np.cumsum(hits, axis=0), np.cumsum(size, axis=0)
-    positives, negatives = found[-1], called[-1] - found[-1]
-    # Negatives below a block, and half of those in it: all, less those above, less half of those inside.
-    beaten = negatives - (called - found) + 0.5 * (size - hits)
-    area = (hits * found / np.maximum(called, 1e-300)).sum(axis=0)
-    return (hits * beaten).sum(axis=0), area, positives, negatives
-
-
-def _ranks(x: Floats, weights: Floats) -> Floats:
-    """n R: the mean rank that each row's value has when every row is repeated as often as its weight says."""
-    order = np.argsort(x, kind="stable")
-    block = np.cumsum(np.r_[0, np.diff(x[order]) > 0]) if len(x) else np.zeros(0, dtype=np.int64)
-    starts = np.flatnonzero(np.r_[True, np.diff(block) > 0]) if len(x) else np.zeros(0, dtype=np.int64)
-    size = np.add.reduceat(weights[order], starts, axis=0) if len(x) else np.zeros_like(weights)
-    rank = np.cumsum(size, axis=0) - size + (size + 1) / 2  # B R
-    result = np.empty_like(weights)
-    result[order] = rank[block]
-    return result
+    return np.where(both, divide(2 * hits, 2 * hits + wrong), np.nan)
 
 
 def _mean_over_outputs(names: tuple[str, ...], outputs: dict[int, dict[str, Floats]], width: int) -> dict[str, Floats]:
@@ -369,12 +325,7 @@ def _mean(columns: list[Floats], width: int) -> Floats:
     if not columns:
         return np.full(width, np.nan)
     stacked = np.stack(columns)  # outputs R
-    return _divide(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0).astype(np.float64))
-
-
-def _divide(a: Floats, b: Floats) -> Floats:
-    """a / b, NaN where b is 0: the metric is not defined there."""
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=np.asarray(b) != 0)
+    return divide(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0).astype(np.float64))
 
 
 def _checked(kind: TaskKind, labels: npt.ArrayLike, predicted: npt.ArrayLike,

@@ -187,8 +187,8 @@ class Shift:
             return f"{said}, {values}; no interval: {found.note}."
         shown = f"difference {found.text()}"
         if found.sign == 0:
-            return (f"{said}, no fall could be shown: {values}, {shown}. With these test groups and seeds a fall under "
-                    f"{found.detectable:.3f} would stay invisible{_of(found)}.")
+            return (f"{said}, no fall could be shown: {values}, {shown}. With these test groups and seeds "
+                    f"{metrics.under(self.headline, 'fall', found.detectable)} would stay invisible{_of(found)}.")
         verb = "falls" if there.value < here.value else "rises"
         how = "" if self._worse(found.value) else ", which is better"
         return (f"{said}, {self.title} {verb} from {here.value:.3f} to {there.value:.3f} at {target}{how} "
@@ -202,8 +202,8 @@ class Shift:
         if found.low == found.high == 0:
             return f"{what}: {self.title} is the same on every resample."
         if found.sign == 0:
-            return (f"{what}: no difference could be shown ({self.title} {found.text()}); one under "
-                    f"{found.detectable:.3f} would stay invisible{_of(found)}.")
+            return (f"{what}: no difference could be shown ({self.title} {found.text()}); "
+                    f"{metrics.under(self.headline, 'difference', found.detectable)} would stay invisible{_of(found)}.")
         verb = "costs" if self._worse(found.value) else "returns"
         return f"{what}: {verb} {abs(found.value):.3f} of {self.title} ({found.text()})."
 

@@ -42,10 +42,6 @@ class Way:
     """On all labels, mean over seeds."""
 
 
-UNBOUNDED = ("mae", "rmse", "r2", "spearman")
-"""Metrics of numbers; scores of the others lie between 0 and 1."""
-
-
 @dataclass(frozen=True)
 class Answer:
     """All that a verdict has found."""
@@ -92,11 +88,9 @@ class Answer:
         averaged = ", averaged over budgets" if len(sizes) > 1 else ""
         shown = f"{self.title} better by {gain.text()}{averaged}"
         if gain.verdict == "no difference":
-            share = self.headline not in UNBOUNDED
-            under = "any gain" if share and gain.detectable >= 1 else f"a gain under {gain.detectable:.3f}"
             return (f"{what}: no difference could be shown ({self.title} {gain.text()} beside scratch, above 0 is "
                     f"better{averaged}); with these {self.num_groups} test groups and "
-                    f"{self.seeds} seeds {under} would stay invisible"
+                    f"{self.seeds} seeds {metrics.under(self.headline, 'gain', gain.detectable)} would stay invisible"
                     f"{f' ({gain.note})' if gain.note else ''}.")
         if gain.verdict == "hurt":
             return (f"{what} hurt: {self.title} worse by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}]"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.verdict_coverage import CURVE, Trial, measure, scores, true_worth
-from pipelines.scoring import metrics
+from pipelines.scoring import ranking
 
 
 def test_the_truth_of_the_made_scores_is_what_it_is_said_to_be():
     trial = Trial(20_000, 1, luck=0.3, areas=(0.70, 0.82))
     labels = np.repeat(np.arange(trial.groups) < trial.groups / 2, 2)
-    areas = np.array([[float(metrics.auroc(labels, budgets[0][0], np.ones((len(labels), 1)))[0])
+    areas = np.array([[float(ranking.auroc(labels, budgets[0][0], np.ones((len(labels), 1)))[0])
                        for budgets in scores(np.random.default_rng(seed), trial, labels.astype(float))]
                       for seed in range(60)])
     np.testing.assert_allclose(areas.mean(0), trial.areas, atol=4 * 0.06 / math.sqrt(60))

@@ -127,13 +127,16 @@ def test_ways_that_say_the_same_are_no_difference(kind: str) -> None:
     assert (gain.value, gain.low, gain.high) == (0, 0, 0) and gain.verdict == "no difference"
 
 
-@pytest.mark.parametrize(("kind", "said"), [("multi_label", "any gain would"), ("regression", "under 1.800 would")])
-def test_no_gain_is_named_that_a_score_below_one_cannot_have(kind: str, said: str) -> None:
+@pytest.mark.parametrize(("kind", "headline", "said"), [
+    ("multi_label", "auroc", "any gain would"), ("regression", "mae", "a gain under 1.800 would"),
+    ("multi_label", "dice", "any gain would"), ("multi_label", "hausdorff95", "a gain under 1.800 would")])
+def test_no_gain_is_named_that_a_score_below_one_cannot_have(kind: str, headline: str, said: str) -> None:
     labels, told = problem(kind)
     alike = {(way, budget, seed): told["scratch", budget, seed] for way, budget, seed in told}
     answer = answered(kind, labels, alike)
     wide = dataclasses.replace(answer.gains["pretrained full"], low=-1.5, high=1.5, detectable=1.8)
-    assert said in dataclasses.replace(answer, gains={"pretrained full": wide}).sentence("pretrained full")
+    asked = dataclasses.replace(answer, headline=headline, gains={"pretrained full": wide})
+    assert said in asked.sentence("pretrained full")
 
 
 def test_an_outcome_that_no_tested_row_has_is_not_estimable_and_not_no_difference() -> None:
