@@ -69,6 +69,8 @@ class Planned:
     """The domain's augmentation settings, or None."""
     work: Work
     tracked: Run | Log
+    alike: int = 0
+    """Trainings like this one that the estimate before it is of; 0: those of the settings."""
 
     @property
     def key(self) -> str:
@@ -165,8 +167,12 @@ def arms_of(settings: FinetuneRun) -> tuple[Arm, ...]:
 
 def rates_of(settings: FinetuneRun) -> tuple[float, ...]:
     """Learning rates to try: one where nothing is trained by steps."""
-    by_steps = settings.protocol == "full" or isinstance(settings.head, SegmentHead)
-    return settings.grid if by_steps else settings.grid[:1]
+    return settings.grid if by_steps(settings) else settings.grid[:1]
+
+
+def by_steps(settings: FinetuneRun) -> bool:
+    """Whether anything is trained by steps, rather than fitted at once."""
+    return settings.protocol == "full" or isinstance(settings.head, SegmentHead)
 
 
 def check_head(settings: FinetuneRun, task: Task) -> None:
@@ -301,8 +307,9 @@ def _train(one: Planned, model: Tuned) -> int:
               every=max(plan.steps // settings.validations, 1), watch=watch, watch_state=lambda: dict(best),
               restore_watch=best.update, title=f"{one.name} {one.arm} seed {one.seed} lr {one.learning_rate:g}")
     if one.is_first and one.arm == arms_of(settings)[0]:
+        own = len(arms_of(settings)) * len(settings.seeds) * len(settings.grid)
         announce(f"finetune {one.name}", job, num_samples=len(one.train.rows), at_once=settings.processes,
-                 repeats=len(arms_of(settings)) * len(settings.seeds) * len(settings.grid))
+                 repeats=one.alike or own, published=own)
     try:
         with with_memory_advice(plan.batch_size, settings.machine.accumulate):
             done = fit(job)

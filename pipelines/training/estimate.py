@@ -60,7 +60,8 @@ class Cost:
 
 
 def estimate(seconds_per_step: float, peak_bytes: int, steps: int, parameters: int, trainable: int, folder: Path,
-             device: str = "cpu", memory_free: int = 0, repeats: int = 1, kept: int = 2, at_once: int = 1) -> Cost:
+             device: str = "cpu", memory_free: int = 0, repeats: int = 1, kept: int = 2, at_once: int = 1,
+             published: int = 0) -> Cost:
     """From measured steps to a whole training.
 
     Args:
@@ -70,17 +71,19 @@ def estimate(seconds_per_step: float, peak_bytes: int, steps: int, parameters: i
         repeats: trainings of the same cost (arms, seeds, learning rates).
         kept: numbers that the optimiser keeps for each trainable weight: AdamW two, Adan four.
         at_once: how many of the trainings run at the same time, on this device or one each.
+        published: how many of their models lie on the disk at the same time; 0: all.
     """
     moments = 4 * kept * trainable
     good = 4 * parameters + moments  # the state to go back to: on the host, and in the resume state
     resume = 2 * (4 * parameters + moments + good)  # the old one stays until the new one is whole
-    checkpoints = 4 * parameters * repeats
+    checkpoints = 4 * parameters * (published or repeats)
     return Cost(seconds=seconds_per_step * steps * math.ceil(repeats / at_once),
                 memory=(peak_bytes + moments + good * (device == "cpu")) * at_once, memory_free=memory_free,
                 disk=checkpoints + resume * at_once, disk_free=disk_free(folder), device=device, at_once=at_once)
 
 
-def announce(title: str, job: Job, num_samples: int, repeats: int = 1, at_once: int = 1) -> Cost | None:
+def announce(title: str, job: Job, num_samples: int, repeats: int = 1, at_once: int = 1,
+             published: int = 0) -> Cost | None:
     """Print what this training (and `repeats` like it) will take. Weights, buffers and chance stay as they were.
 
     Returns:
@@ -99,7 +102,8 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1, at_once: 
     trainable = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
     folder = job.resume.parent if job.resume else Path.cwd()
     cost = estimate(seconds, peak, plan.steps, parameters, trainable, folder, str(device),
-                    _memory_free(device), repeats, 4 if plan.optimiser == "adan" else 2, min(at_once, repeats))
+                    _memory_free(device), repeats, 4 if plan.optimiser == "adan" else 2, min(at_once, repeats),
+                    published)
     print(cost.text(title, plan.steps, num_samples, parameters, plan.batch_size, repeats))
     if device.type == "cpu" and cost.seconds > LONG:
         print(shorter(repeats), flush=True)

@@ -165,8 +165,12 @@ def known(folder: Path) -> Told | None:
     return Told(np.load(folder / "predicted.npy", allow_pickle=False), json.loads((folder / "cell.json").read_text()))
 
 
-def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
-    """Train one cell and keep what it says of the test rows; the weights are thrown away."""
+def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start, alike: int = 0) -> Told:
+    """Train one cell and keep what it says of the test rows; the weights are thrown away.
+
+    Args:
+        alike: trainings like its own that are to come, for the estimate of time; 0: its own.
+    """
     run = cell.run
     task = prepared.contract.tasks[run.task]
     arm = run.arms[0]
@@ -180,7 +184,7 @@ def compute(cell: Cell, folder: Path, prepared: Prepared, start: Start) -> Told:
     work.folder.mkdir(parents=True, exist_ok=True)
     silent = Run({"key": ""}, work.folder, None, silent=True)
     trials = [finetune.trial(Planned(cell.way, run, task, arm, cell.seed, rate, begin, learnt, chosen, augment,
-                                     work, silent)) for rate in finetune.rates_of(run)]
+                                     work, silent, alike)) for rate in finetune.rates_of(run)]
     best = min(trials, key=lambda trial: trial.val_loss)
     model, contract, record = load_tuned(best.folder / "model")
     predicted = answers(model, Source(prepared, contract, code, test), task, run.task, record["temperature"],
@@ -211,15 +215,25 @@ def compute_all(cells: Sequence[Cell], folders: Mapping[Cell, Path], prepared: P
     for cell, told in found.items():
         if told is not None:
             done(cell, told)
+    told_of = next((cell for cell in missing if finetune.by_steps(cell.run)), None)
     if missing:
-        print(f"verdict {title}: {len(missing)} cells are trained now; what is said next is of the first of them")
+        print(f"verdict {title}: {len(missing)} cells are trained now"
+              + ("; the time below is of all their steps" if told_of else ""))
     for cell in tqdm(missing, desc=f"verdict {title}", unit="cell", leave=False,
                      mininterval=0.5 if sys.stderr.isatty() else 30):
         # What a training says of itself before it begins is said once: the others are alike.
-        with contextlib.nullcontext() if cell is missing[0] else contextlib.redirect_stdout(io.StringIO()):
-            found[cell] = computed = compute(cell, folders[cell], prepared, start_of(cell))
+        with contextlib.nullcontext() if cell is told_of else contextlib.redirect_stdout(io.StringIO()):
+            found[cell] = computed = compute(cell, folders[cell], prepared, start_of(cell),
+                                             trainings_like(cell, missing) if cell is told_of else 0)
         done(cell, computed)
     return {cell: told for cell, told in found.items() if told is not None}
+
+
+def trainings_like(first: Cell, cells: Sequence[Cell]) -> int:
+    """As how many trainings of the first cell all of them count, by their steps; of an adapter the same as of all
+    weights, which is a little too much. What is fitted at once takes no steps."""
+    steps = sum(len(cell.run.grid) * cell.run.optimisation.steps for cell in cells if finetune.by_steps(cell.run))
+    return max(1, round(steps / first.run.optimisation.steps))
 
 
 def npy(values: np.ndarray) -> bytes:

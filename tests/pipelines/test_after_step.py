@@ -12,7 +12,9 @@ import torch
 
 from domains.store import open_prepared
 from models.encoder.build import build_encoder
+from models.objectives.hard_patches import HardPatches
 from models.objectives.objective import build_objective
+from pipelines import pretrain
 from pipelines.pretrain import PretrainRun
 from pipelines.settings import build
 from pipelines.training.batches import Source, TrainingBatches, domain_code
@@ -75,3 +77,12 @@ def test_it_is_called_once_per_update_with_the_share_that_is_done(tmp_path, accu
     shares: list[float] = []
     fit(job_of(folder, "hard_patches", accumulate=accumulate, after_step=shares.append))
     assert shares == [step / 8 for step in range(1, 9)]
+
+
+def test_pretraining_calls_it_after_every_update(tmp_path, monkeypatch, no_tracking):
+    prepare(tmp_path / "data/prepared/xray")
+    shares: list[float] = []
+    monkeypatch.setattr(HardPatches, "after_step", lambda self, share: shares.append(share))
+    run = pretrain_settings("xray", 4, objective=OBJECTIVES["hard_patches"][1])
+    pretrain.run("test", build(PretrainRun, run, "pretrain.test"), tmp_path)
+    assert shares == [0.25, 0.5, 0.75, 1.0]

@@ -119,6 +119,20 @@ def test_bad_updates_in_a_row_lead_back_to_a_good_state(tmp_path):
     assert [one.back_to for one in job.skips] == [-1, -1, 8] and at[13] != at[12]
 
 
+def test_a_state_whose_first_update_is_bad_is_none_to_go_back_to(tmp_path):
+    job = job_of(prepare(tmp_path / "data"), roll_back_after=3, keep_good_every=4)
+    at: list[str] = []
+
+    def losses(batch: Batch, chance: Chance) -> dict[str, torch.Tensor]:
+        at.append(state_hash(job.model))
+        factor = torch.nan if 8 < len(at) <= 11 else 1.0  # from the first update on the weights that step 8 has left
+        return {name: value * factor for name, value in job.model(batch.x, batch.known, chance).items()}
+
+    fit(dataclasses.replace(job, losses=losses))
+    assert [one.back_to for one in job.skips] == [-1, -1, 4]
+    assert at[11] == at[4] != at[8]
+
+
 def test_a_training_that_never_recovers_stops_with_its_own_exit_code_and_keeps_the_last_good_state(tmp_path):
     folder = prepare(tmp_path / "data")
     begins = ids_of(job_of(folder), 3)

@@ -80,3 +80,22 @@ def test_the_learning_rate_of_a_cell_is_that_of_the_least_validation_loss(prepar
     assert len({trial.val_loss for trial in found}) == 3 and best is not found[0]
     assert (told.numbers["learning_rate"], told.numbers["val_loss"]) == (best.learning_rate, best.val_loss)
     assert told.numbers["steps"] == 9, "what was tried is part of the cost"
+
+
+def test_before_the_first_training_the_time_of_all_cells_is_told_once(prepared, tmp_path, capsys):
+    longer = {"optimisation": {"steps": 6, "batch_size": 8, "betas": [0.9, 0.999]}}
+    some = [cell(protocol="linear", head={"kind": "sample", "batch_norm": True}), cell(),
+            cell(seed=1, grid=[1e-3, 2e-3]), cell(seed=2, **longer)]
+    start = finetune.resolve_start(some[0].run, prepared.contract, tmp_path)
+    cells.compute_all(some, {one: tmp_path / str(number) for number, one in enumerate(some)}, prepared,
+                      lambda one: start, "test")
+    said = capsys.readouterr().out
+    assert "4 cells are trained now; the time below is of all their steps" in said
+    assert said.count("about") == 1 and "finetune scratch: 5 trainings of 3 steps" in said
+
+
+def test_a_training_smooths_its_labels_as_its_settings_say(prepared, tmp_path):
+    sharp, smooth = cell(), cell(label_smoothing=0.8)
+    start = finetune.resolve_start(sharp.run, prepared.contract, tmp_path)
+    said = [compute(one, tmp_path / f"{one.run.label_smoothing}", prepared, start).predicted for one in (sharp, smooth)]
+    assert abs(said[1] - said[0]).max() > 1e-6

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,22 @@ def test_local_attention_is_attention_inside_each_neighbourhood():
             seen = rows + weights @ v @ module.back.T
             expected = gelu(layer_norm(seen.max(0).values, (WIDTH,))) + 0.3 * centre[b, g]
             torch.testing.assert_close(out[b, g], expected)
+
+
+def test_a_block_is_told_the_share_of_its_surroundings_and_centre_that_the_settings_say():
+    encoder, patches = make("points", class_token=False)
+    add_geometry(encoder, replace(SMALL, centre_share=0.6, share=0.8))
+    block = encoder.blocks[1]
+    with torch.no_grad():
+        block.narrow.up += torch.randn_like(block.narrow.up)
+        encoder(patches)  # finds who is near whom
+        x = torch.randn(2, 8, WIDTH)
+        near, centre = torch.randn(2, 3, 4, WIDTH), torch.randn(2, 3, WIDTH)
+        plain = block.wrapped(x)
+        expected = plain + block.narrow(plain + 0.8 * block.around.tell(plain))
+        torch.testing.assert_close(block(x), expected)
+        moved = block.around.attention(near, centre) - block.around.attention(near, torch.zeros_like(centre))
+        torch.testing.assert_close(moved, 0.6 * centre)
 
 
 @pytest.mark.parametrize("more", [{}, {"class_token": False, "place_every_block": True}], ids=["plain", "point_mae"])
