@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from domains.medical.film import as_grey
+
 MAX_EDGE = 1200
 """Films are looked at with at most so many pixels along an edge: print that can be read on the whole film is then at
 least 8 high, and the search costs a tenth of decoding."""
@@ -29,6 +31,10 @@ MOST_MARKED = 0.12
 """A film of which more than this share stands out is noise or lattice: nothing can be told."""
 MIN_MARKS = 3
 """Marks in a line. L and R, which every film may carry, are one or two."""
+MIN_AREA = 5
+"""Pixels of a mark."""
+ROWS = 128
+"""Of a film that are turned into bytes at once."""
 SAME_GREY = 0.1
 """Marks of one line are printed in one grey."""
 NEARLY, MIN_FLAT = 0.12, 0.2
@@ -56,26 +62,41 @@ def lines_of_text(grey: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Boxes (top, left, bottom, right) of what looks like lines of print, in pixels of the film.
 
     Args:
-        grey: H W of 0 to 1.
+        grey: H W of 0 to 1, or bytes of 0 to 255.
     """
     step = max(1, -(-max(grey.shape) // MAX_EDGE))
-    small = grey[:grey.shape[0] // step * step, :grey.shape[1] // step * step]
-    if step > 1:  # the mean keeps strokes; taking every step-th pixel would break them
-        small = small.reshape(small.shape[0] // step, step, small.shape[1] // step, step).mean(axis=(1, 3))
-    if min(small.shape, default=0) < 2 * MIN_STROKE:
+    if min(grey.shape, default=0) // step < 2 * MIN_STROKE:
         return []
-    scaled = small * 255
-    if np.isnan(scaled.min()):
-        scaled = np.nan_to_num(scaled)
-    values = np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
+    values = grey if step == 1 and grey.dtype == np.uint8 else _bytes(grey, step)
     found = []
     for upright in (values, 255 - values):  # light print, and dark print
         above = _standing_out(upright)
         pixels = np.flatnonzero(above > int(255 * CONTRASTS[0]))  # a whole number: bytes are compared as they are
         for contrast in CONTRASTS:  # what stands out by the higher one does so by the lower
             pixels = pixels[above.ravel()[pixels] > int(255 * contrast)]
+            if len(pixels) < MIN_MARKS * MIN_AREA:
+                break
             found += _lines(_marks(pixels, upright), min(values.shape))
     return [(top * step, left * step, bottom * step, right * step) for top, left, bottom, right in _merged(found)]
+
+
+def _bytes(grey: np.ndarray, step: int) -> np.ndarray:
+    """The film as bytes, of squares of `step` pixels their mean, some rows after the other: temporaries stay small.
+    The mean keeps strokes; taking every step-th pixel would break them. It is written out, since numpy's takes ten
+    times as long over squares so small."""
+    height, width = (n // step for n in grey.shape)
+    out = np.empty((height, width), np.uint8)
+    rows = max(1, ROWS // step)
+    for top in range(0, height, rows):
+        some = as_grey(grey[top * step:min(top + rows, height) * step, :width * step])
+        if step > 1:
+            across = sum((some[:, k::step] for k in range(2, step)), some[:, 0::step] + some[:, 1::step])
+            some = sum((across[k::step] for k in range(2, step)), across[0::step] + across[1::step]) / step**2
+        scaled = some * 255
+        if not (scaled.min() >= 0 and scaled.max() <= 255):  # or not a number
+            scaled = np.nan_to_num(scaled).clip(0, 255)
+        out[top:top + rows] = scaled
+    return out
 
 
 def _merged(boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
@@ -182,10 +203,10 @@ def _joined(begin: np.ndarray, end: np.ndarray, stride: int) -> np.ndarray:
 def _lines(marks: Marks, edge: int) -> list[tuple[int, int, int, int]]:
     """Boxes of rows of at least MIN_MARKS marks that could be letters of one print."""
     letter = ((marks.height >= MIN_HEIGHT) & (marks.height <= MAX_HEIGHT * edge) & (marks.width <= 6 * marks.height)
-              & (marks.area >= 0.12 * marks.height * marks.width) & (marks.area >= 5))
+              & (marks.area >= 0.12 * marks.height * marks.width) & (marks.area >= MIN_AREA))
     order = np.flatnonzero(letter)
     order = order[np.argsort(marks.left[order], kind="stable")]
-    after = _neighbours(order, marks)
+    after = _neighbours(order, marks) if len(order) >= MIN_MARKS else {}
     goes_on = np.zeros(len(marks.top), bool)
     goes_on[list(after)] = True
     taken = np.zeros(len(marks.top), bool)

@@ -85,9 +85,9 @@ def _inflated(path: Path, meta: Any) -> IO[bytes]:
     return plain
 
 
-def stored_values(header: Any, frame: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def stored_values(header: Any, frame: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels as stored numbers, of one frame where there are several, and where the file says that no X-ray was
-    measured. Bits above BitsStored may hold overlays in old files, and are cut off."""
+    measured (None: nowhere). Bits above BitsStored may hold overlays in old files, and are cut off."""
     pixels = np.asarray(library("pydicom.pixels").pixel_array(header, index=frame, correct_unused_bits=False))
     stored, allocated = int(header.BitsStored), int(header.BitsAllocated)
     if not 1 <= stored <= allocated or int(header.HighBit) != stored - 1:
@@ -96,17 +96,20 @@ def stored_values(header: Any, frame: int | None = None) -> tuple[np.ndarray, np
     spare = 8 * pixels.dtype.itemsize - stored
     if spare <= 0 or pixels.dtype.kind not in "iu":
         return pixels, _padding(pixels, pixels, header)
-    numbers = (pixels << spare) >> spare  # arithmetic shift: keeps the sign of signed pixels
+    if pixels.dtype.kind == "u" and int(pixels.max(initial=0)) < 1 << stored:
+        return pixels, _padding(pixels, pixels, header)
+    numbers = pixels << spare
+    numbers >>= spare  # arithmetic shift: keeps the sign of signed pixels
     return numbers, _padding(numbers, pixels, header)
 
 
-def _padding(numbers: np.ndarray, pixels: np.ndarray, header: Any) -> np.ndarray:
+def _padding(numbers: np.ndarray, pixels: np.ndarray, header: Any) -> np.ndarray | None:
     """Where the padding value stands: among the numbers, or in whole words where it does not fit into BitsStored.
 
     Of signed pixels it is often declared as if they had no sign: 63536 for -2000.
     """
     if header.get("PixelPaddingValue") is None:
-        return np.zeros(numbers.shape, dtype=bool)
+        return None
     ends = [int(end) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit") if (end := header.get(tag)) is not None]
     bits, signed = int(header.BitsStored), int(pixels.dtype.kind == "i")
     word = 8 * pixels.dtype.itemsize
@@ -114,4 +117,5 @@ def _padding(numbers: np.ndarray, pixels: np.ndarray, header: Any) -> np.ndarray
     ends = [end - 2**word if end >= high else end + 2**word if end < low else end for end in ends]
     fit = -(2 ** (bits - 1)) * signed <= min(ends) and max(ends) < 2 ** (bits - signed)
     found = numbers if fit else pixels
-    return (found >= min(ends)) & (found <= max(ends))
+    padding = (found >= min(ends)) & (found <= max(ends))
+    return padding if padding.any() else None

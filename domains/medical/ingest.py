@@ -81,7 +81,7 @@ def _read_film(row: ManifestRow, settings: XRay) -> Piece:
     mask = None if row.mask_path is None else _mask_of_film(row.mask_path, grey.shape)
     whole, box = grey.shape, tuple(slice(0, n) for n in grey.shape)
     if settings.foreground == "exposed":
-        box = foreground.exposed(grey)
+        box = foreground.exposed(film.as_grey(grey))
         facts["foreground"] = [edge for side in box for edge in (side.start, side.stop)]
         grey, mask = grey[box], None if mask is None else mask[box]
     return Piece(values=film.fit(grey, settings.size, settings.fit)[None], facts=facts,
@@ -100,23 +100,28 @@ def _look_for_text(grey: np.ndarray, settings: XRay, facts: dict[str, Fact]) -> 
 
 
 def _grey_of_raster(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact]]:
+    """Grey in [0, 1], or as bytes where the picture has those, and facts."""
     image_of, turned = library("PIL.Image"), library("PIL.ImageOps")
     with parsing("PNG or JPEG"), image_of.open(path, formats=RASTER_FORMATS) as image:
         check_pixels(image.height, image.width)
         if image.format == "PNG":
             png.check(path)
         deep = image.mode.startswith("I") or image.mode == "F"
-        upright = turned.exif_transpose(image)
-        pixels = np.array(upright.convert("F" if deep else "L"), dtype=np.float32)
-        if upright.has_transparency_data and not deep:  # what lies under transparent pixels is not part of the picture
-            pixels *= np.asarray(upright.convert("RGBA").getchannel("A"), dtype=np.float32) / 255
+        turned.exif_transpose(image, in_place=True)
+        pixels = np.asarray(image if image.mode in ("L", "I;16") else image.convert("F" if deep else "L"))
+        if image.has_transparency_data and not deep:  # what lies under transparent pixels is not part of the picture
+            seen = np.asarray(image.convert("RGBA").getchannel("A"), dtype=np.float32) / 255
+            pixels = film.to_grey(pixels.astype(np.float32) * seen, (0.0, 255.0))
         facts: dict[str, Fact] = {"format": str(image.format), "shape": list(pixels.shape),
                                   "stored_bits": 16 if deep else 8}
-        coloured = 0.0 if image.mode in ("1", "L", "LA") or deep else film.coloured(np.asarray(upright.convert("RGB")))
+        coloured = 0.0 if image.mode in ("1", "L", "LA") or deep else film.coloured(np.asarray(image.convert("RGB")))
         if coloured > film.MOST_COLOURED:  # taken as its brightness, as any viewer of grey films would show it
             facts["coloured"] = round(coloured, 4)
-    window = film.percentile_window(pixels, np.isfinite(pixels), settings.percentiles) if deep else (0.0, 255.0)
-    return film.to_grey(pixels, window), facts
+    if not deep:
+        return pixels, facts
+    finite = None if pixels.dtype.kind in "iu" else np.isfinite(pixels)
+    window = film.percentile_window(pixels, finite, settings.percentiles)
+    return film.in_bands(lambda some: film.to_grey(some, window), pixels), facts
 
 
 def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact], tuple[float, float] | None]:
@@ -133,20 +138,20 @@ def _grey_of_dicom(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fa
             raise Refused("its header says that text is burned into the picture; allow_burned_in_text would take it")
         if photometric in COLOURS:
             stored, contrast = _brightness(header), "stored"
-            grey, exposed = stored, np.ones(stored.shape, dtype=bool)
+            grey, exposed = stored, None
         else:
             stored, padding = dicom.stored_values(header)
-            exposed = ~padding
-            if not exposed.any():
+            exposed = None if padding is None else ~padding
+            if exposed is not None and not exposed.any():
                 raise Refused("every pixel is padding")
             grey, contrast = _contrast(stored, exposed, header, settings)
     if photometric == "MONOCHROME1":  # there the smallest number is white
-        grey = 1.0 - grey
+        np.subtract(1.0, grey, out=grey)
     facts: dict[str, Fact] = {"format": "DICOM", "shape": list(grey.shape), "photometric": photometric,
                               "stored_bits": int(header.BitsStored), "contrast": contrast}
     spacing = _spacing(header)
     _refuse_oblong(spacing or header.get("PixelAspectRatio") or (1, 1))
-    return grey if exposed.all() else np.where(exposed, grey, np.float32(0.0)), facts, spacing
+    return grey if exposed is None else np.where(exposed, grey, np.float32(0.0)), facts, spacing
 
 
 def _spacing(header: Any) -> tuple[float, float] | None:
@@ -197,22 +202,43 @@ def _mask_of_film(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return classes.astype(np.uint8)
 
 
-def _contrast(stored: np.ndarray, exposed: np.ndarray, header: Any, settings: XRay) -> tuple[np.ndarray, str]:
-    """Grey in [0, 1] before any inversion, and where its contrast came from."""
+def _contrast(stored: np.ndarray, exposed: np.ndarray | None, header: Any, settings: XRay) -> tuple[np.ndarray, str]:
+    """Grey in [0, 1] before any inversion, and where its contrast came from.
+
+    Args:
+        exposed: H W bool; None: everywhere.
+    """
     pixels = library("pydicom.pixels")
     if header.get("RescaleSlope") is not None and float(header.RescaleSlope) == 0:
         raise Refused("its RescaleSlope is 0, by which every pixel would be the same")
-    values = np.asarray(pixels.apply_modality_lut(stored, header), dtype=np.float32)
+    values, plus = stored, _whole_shift(header)
+    if plus is None:
+        values, plus = film.in_bands(lambda some: pixels.apply_modality_lut(some, header), stored), 0.0
     if settings.contrast == "voi" and header.get("VOILUTSequence"):
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-        table = np.asarray(pixels.apply_voi(values.astype(np.int32), header))
+        table = np.asarray(pixels.apply_voi(_plus(values, plus).astype(np.int32), header))
         return film.to_grey(table, (0.0, float(2 ** bits - 1))), "table"
     centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
     if (settings.contrast == "percentile" or centre is None or width is None
-            or not film.shows(values[exposed], centre, width)):
-        return film.to_grey(values, film.percentile_window(values, exposed, settings.percentiles)), "percentile"
+            or not film.shows(_plus(values, plus), exposed, centre, width)):
+        window = film.percentile_window(values, exposed, settings.percentiles, plus)
+        return film.in_bands(lambda some: film.to_grey(_plus(some, plus), window), values), "percentile"
     function = str(header.get("VOILUTFunction") or "LINEAR").upper()
-    return film.viewed(values, centre, width, function), "window"
+    return film.in_bands(lambda some: film.viewed(_plus(some, plus), centre, width, function), values), "window"
+
+
+def _whole_shift(header: Any) -> float | None:
+    """What is added to the stored numbers, where a whole number is and nothing else is done to them, as mostly."""
+    if header.get("ModalityLUTSequence"):
+        return None
+    if "RescaleSlope" not in header or "RescaleIntercept" not in header:
+        return 0.0
+    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
+    return intercept if slope == 1 and intercept.is_integer() else None
+
+
+def _plus(stored: np.ndarray, plus: float) -> np.ndarray:
+    return (stored + plus).astype(np.float32) if plus else stored.astype(np.float32, copy=False)
 
 
 def _first(value: Any) -> float | None:
@@ -299,7 +325,7 @@ def _read_series(row: ManifestRow, settings: CT) -> Volume:
             for one in some:
                 at, (stored, padding) = next(places), dicom.stored_values(header, one.frame)
                 values[at] = stored * one.slope + one.intercept
-                known[at] = ~padding
+                known[at] = True if padding is None else ~padding
     return Volume(values, affine, None if known.all() else known)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 
+from domains.medical.parsing import library
 from domains.sample import Refused
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -18,6 +18,7 @@ SPARE_BYTES = 65_536
 def check(path: Path) -> None:
     """Refuse a file of which a chunk's checksum is wrong, that ends before its end chunk, or that holds far more than
     its pixels: decoders stop at the last of them, and would pass over the rest."""
+    crc32 = library("isal.isal_zlib").crc32  # in a quarter of the time of Python's own
     with path.open("rb") as stream:
         if stream.read(len(SIGNATURE)) != SIGNATURE:
             raise Refused("it does not begin like a PNG")
@@ -30,7 +31,7 @@ def check(path: Path) -> None:
             body = stream.read(length + 4)
             if len(body) != length + 4:
                 raise Refused("the file ends early")
-            if zlib.crc32(body[:-4], zlib.crc32(kind)) != struct.unpack(">I", body[-4:])[0]:
+            if crc32(memoryview(body)[:-4], crc32(kind)) != struct.unpack(">I", body[-4:])[0]:
                 raise Refused("its checksum is wrong")
             if kind == b"IHDR" and length == 13:
                 room = _most_bytes(body)

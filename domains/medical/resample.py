@@ -8,10 +8,15 @@ with a filter that widens when an axis is shrunk, and voxels that are unknown an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 MOST_ADDED = 16
 """Inputs of an output that are added one by one; with more, one product with the matrix is faster."""
+IN_BAND = 2**19
+"""Pixels of an image that are made ready at once: what is made of them stays near the processor."""
 
 
 def linear_weights(num_in: int, centres: np.ndarray, step: float) -> np.ndarray:
@@ -51,35 +56,83 @@ def centred(num_in: int, num_out: int, step: float) -> np.ndarray:
     return (num_in - 1) / 2 + (np.arange(num_out) - (num_out - 1) / 2) * step
 
 
+class Taps(NamedTuple):
+    """What few inputs each output of an axis takes, K of them."""
+
+    inputs: np.ndarray
+    """K O: the k-th input of an output."""
+    shares: np.ndarray
+    """K O float32: its weight; 0 beyond the last."""
+
+
+def taps(weights: np.ndarray) -> Taps | None:
+    """The few inputs that the outputs of an O I matrix take, which are neighbours; None where they are many."""
+    used = weights != 0
+    first = used.argmax(axis=1)
+    width = int((weights.shape[1] - used[:, ::-1].argmax(axis=1) - first).max())
+    if width > MOST_ADDED:
+        return None
+    last = weights.shape[1] - 1
+    at = first + np.arange(width)[:, None]
+    inputs = np.minimum(at, last)
+    return Taps(inputs, np.where(at <= last, weights[np.arange(len(weights)), inputs], 0).astype(np.float32))
+
+
 def apply(values: np.ndarray, weights: tuple[np.ndarray, ...]) -> np.ndarray:
     """Apply one O I matrix to each axis of `values`, float32. Axes that shrink most go first, which is cheapest. Where
     nothing changes, the result is `values` itself."""
     out = values.astype(np.float32, copy=False)
-    for axis in sorted(range(out.ndim), key=lambda a: weights[a].shape[0] / weights[a].shape[1]):
+    for axis in _order(weights):
         out = _along(out, weights[axis], axis)
     return out
+
+
+def apply_in_bands(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray], few: tuple[Taps, Taps],
+                   ready: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`apply` of what `ready` makes of an image, with the same bits; some rows after the other, so that nothing as
+    large as the image is made.
+
+    Args:
+        values: H W.
+        few: the `taps` of both matrices.
+        ready: makes float32 of some rows.
+    """
+    rows, columns = few
+    if _order(weights) == [1, 0]:
+        step = max(1, IN_BAND // values.shape[1])
+        return _added(np.concatenate([_added(ready(values[top:top + step]), columns, 1)
+                                      for top in range(0, len(values), step)]), rows, 0)
+    out = np.empty((len(weights[0]), len(weights[1])), np.float32)
+    step = max(1, IN_BAND * len(out) // values.size)
+    for top in range(0, len(out), step):
+        inputs, shares = rows.inputs[:, top:top + step], rows.shares[:, top:top + step]
+        low, high = inputs.min(), inputs.max() + 1
+        out[top:top + step] = _added(_added(ready(values[low:high]), Taps(inputs - low, shares), 0), columns, 1)
+    return out
+
+
+def _order(weights: tuple[np.ndarray, ...]) -> list[int]:
+    return sorted(range(len(weights)), key=lambda a: weights[a].shape[0] / weights[a].shape[1])
 
 
 def _along(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
     """One matrix on one axis. An output takes from a few neighbouring inputs, and the matrix is nearly all zeros: so
     few are added up one by one, while a product with the whole matrix would do a hundred times the work."""
-    rows = np.arange(len(weights))
-    used = weights != 0
-    first = used.argmax(axis=1)
-    width = int((weights.shape[1] - used[:, ::-1].argmax(axis=1) - first).max())
-    if width > MOST_ADDED:
+    few = taps(weights)
+    if few is None:
         return np.asarray(np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis))
-    if width == 1 and np.array_equal(weights, np.eye(len(weights))):
+    if len(few.inputs) == 1 and np.array_equal(weights, np.eye(len(weights))):
         return values
-    last = weights.shape[1] - 1
+    return _added(values, few, axis)
+
+
+def _added(values: np.ndarray, few: Taps, axis: int) -> np.ndarray:
     shape = [1] * values.ndim
-    shape[axis] = len(weights)
-    out: np.ndarray | None = None
-    for step in range(width):
-        at = first + step
-        share = np.where(at <= last, weights[rows, np.minimum(at, last)], 0).astype(np.float32).reshape(shape)
-        part = np.take(values, np.minimum(at, last), axis=axis)
-        part *= share
-        out = part if out is None else np.add(out, part, out=out)
-    assert out is not None
+    shape[axis] = few.inputs.shape[1]
+    shares = few.shares.reshape(-1, *shape)
+    out = np.take(values, few.inputs[0], axis)
+    out *= shares[0]
+    part = np.empty_like(out)
+    for inputs, share in zip(few.inputs[1:], shares[1:], strict=True):
+        out += np.multiply(np.take(values, inputs, axis, part, "clip"), share, out=part)  # "raise" would buffer it
     return out

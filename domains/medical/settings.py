@@ -27,7 +27,7 @@ class XRay:
     """Take films whose header says that text is burned into the picture. It may name the patient."""
     burned_in: Literal["refuse", "flag", "ignore"] = "flag"
     """What to do about films that look as if lines of text were burned into them. flag: take them, with the fact
-    `text_lines`, and count them. refuse: quarantine them. ignore: do not look, which saves about 3 ms a film. Not all
+    `text_lines`, and count them. refuse: quarantine them. ignore: do not look, which saves about 2 ms a film. Not all
     text is found (docs/reliability.md), so nothing here makes films anonymous."""
     foreground: Literal["none", "exposed"] = "none"
     """exposed: cut off the black border that the collimator or a scanner left, before the film is brought to `size`;

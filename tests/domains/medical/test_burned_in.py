@@ -53,6 +53,22 @@ def test_boxes_of_a_large_film_are_in_its_own_pixels() -> None:
     assert found(small, line) and top >= 8 * line[0] - 16 and bottom <= 8 * line[2] + 16 and left >= 8 * line[1] - 16
 
 
+def test_a_film_in_bytes_and_the_same_in_shares_are_searched_alike() -> None:
+    marked, line, _ = planted(film(3), random.Random(2), 16, 255)
+    shares = marked.astype(np.float32) / 255
+    assert found(marked, line) and lines_of_text(marked) == lines_of_text(shares)
+    assert np.array_equal(burned_in._bytes(shares, 1), marked)
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_large_film_is_looked_at_as_the_means_of_its_squares(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(burned_in, "ROWS", 20)
+    grey = np.random.default_rng(0).random((127, 101), dtype=np.float32)
+    height, width = (n // step for n in grey.shape)
+    means = grey[:height * step, :width * step].reshape(height, step, width, step).mean(axis=(1, 3))
+    assert np.array_equal(burned_in._bytes(grey, step), (means * 255).astype(np.uint8))
+
+
 @pytest.mark.parametrize("shape", [(11, 40), (40, 11), (23, 24)])
 def test_the_extreme_over_squares_is_that_of_every_pixels_square(shape: tuple[int, int]) -> None:
     values = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)

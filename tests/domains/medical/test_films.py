@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from domains.medical import film, ingest
+from domains.medical import film, ingest, resample
 from domains.medical.ingest import XRay
 from domains.sample import Refused
 from tests.domains.medical.files import CANARY, dicom, row
@@ -152,7 +152,6 @@ def test_percentiles_of_whole_numbers_are_those_of_numpy_to_the_last_bit(dtype: 
                                                                          ) -> None:
     rng = np.random.default_rng(0)
     counted: list[list[float] | None] = []
-    monkeypatch.setattr(film, "COUNTED_AT_ONCE", 4000)
     monkeypatch.setattr(film, "_by_counting", lambda *given, real=film._by_counting: counted.append(real(*given))
                         or counted[-1])
     for n, top in ((1, 9), (2, 9), (3, 200), (10, 5), (4999, 120), (100_003, 120)):
@@ -167,6 +166,29 @@ def test_percentiles_of_whole_numbers_are_those_of_numpy_to_the_last_bit(dtype: 
     assert all(counted)
     halves = np.array([[0.5, 2.0, np.inf, 1e9]], np.float32)
     assert film.percentile_window(halves, np.isfinite(halves), (0.0, 100.0)) == (0.5, 1e9) and counted[-1] is None
+
+
+def test_percentiles_are_those_of_numpy_where_a_few_columns_are_unlike_the_others() -> None:
+    """A sample tells where to count; where it misleads, all is counted."""
+    values = np.random.default_rng(0).integers(0, 3000, (512, 1024)).astype(np.uint16)
+    values[:, ::64], values[:, 1::257] = 40000, 41000
+    for percentiles in ((0.5, 99.5), (0.0, 98.4), (50.0, 98.5)):
+        expected = np.percentile((values - 1024.0).astype(np.float32), percentiles)
+        assert film.percentile_window(values, None, percentiles, -1024.0) == tuple(map(float, expected))
+
+
+@pytest.mark.parametrize("shape", [(700, 500), (500, 700), (90, 3700)])
+def test_a_film_is_brought_to_size_in_bands_as_at_once(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "IN_BAND", 9000)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for how in ("letterbox", "crop"):
+        in_bands = film.fit(pixels, (96, 64), how)  # type: ignore[arg-type]
+        with monkeypatch.context() as patched:
+            patched.setattr(film.resample, "taps", lambda weights: None)
+            film._weights.cache_clear()
+            at_once = film.fit(pixels / np.float32(255), (96, 64), how)  # type: ignore[arg-type]
+        film._weights.cache_clear()
+        assert np.abs(in_bands.astype(int) - at_once).max() <= 1 and (in_bands != at_once).mean() < 1e-3
 
 
 def test_letterbox_keeps_the_film_and_marks_its_margins_unknown() -> None:
