@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 import torch
 import yaml
 
-from pipelines import cli
+from pipelines import cli, ingest
 from pipelines.told_to_stop import ending_on_signals, exit_code
 from pipelines.training import training_module
 from pipelines.training.training import Job, fit
 from tests.fabricate import prepare, pretrain_settings, untrained
+from tests.pipelines import fake_domain
+from tests.pipelines.fake_ingest import make_files
 
 STEPS = 12
 
@@ -167,3 +170,37 @@ def test_the_command_pretrain_stopped_by_sigterm_goes_on_to_the_weights_of_one_t
     whole, stopped = (json.loads((tmp_path / f"artifacts/pretrain/{name}/checkpoint.json").read_text())
                       for name in ("whole", "stopped"))
     assert whole["weights_sha256"] == stopped["weights_sha256"]
+
+
+def test_an_ingest_stopped_by_sigterm_leaves_no_file_and_no_reading_process_and_its_run_is_killed(
+        tmp_path, monkeypatch, no_tracking, capfd):
+    make_files(tmp_path)
+    files = {"folder": "data/raw/a", "manifest": "data/raw/a/labels.csv", "mask_column": "mask"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"ingest": {"a": {
+        "domain": "medical", "files": files, "read": {"kind": "squares"}, "limits": {"workers": 2}}}}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ingest, "domain_reader",
+                        lambda domain: ingest.DomainReader(fake_domain, fake_domain, fake_domain.Settings))
+    before, reading = children(), []
+    real = ingest.Writer.add
+
+    def sent(self: Any, *args: Any) -> None:
+        if self is not None and not reading:
+            reading.extend(children() - before)
+            signal.raise_signal(signal.SIGTERM)
+        real(self, *args)
+
+    monkeypatch.setattr(ingest.Writer, "add", sent)
+    assert cli.main(["ingest", "a"]) == 143
+    assert "stopped by SIGTERM; nothing of it is kept" in capfd.readouterr().err
+    until = time.monotonic() + 30
+    while children() - before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert reading and not children() - before and not list((tmp_path / "data/prepared").iterdir())
+    assert json.loads((tmp_path / "reports/ingest/a/run.json").read_text())["status"] == "KILLED"
+
+
+def children() -> set[int]:
+    """Processes that this one has started and that still run."""
+    found = {int(one) for task in Path("/proc/self/task").iterdir() for one in (task / "children").read_text().split()}
+    return {one for one in found if "(zombie)" not in Path(f"/proc/{one}/status").read_text()}
