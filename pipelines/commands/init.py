@@ -81,7 +81,7 @@ def init(folder: Path, out: Path, labels: Path | None = None, file_column: str =
         write_text(params, new)
     where = (f"Written to {params}:" if new else
              f"The paragraphs were not written, because {params} exists; `--add` puts them into it, or do it by hand:")
-    found += [*([sentence] if sentence else []), f"Manifest with {text.count(chr(10)) - 1} rows: {manifest}"]
+    found += [*([sentence] if sentence else []), f"Manifest with {_num_rows(text)} rows: {manifest}"]
     return "\n".join([*found, "", where, "", paragraphs, *_next(folder, manifest, layout, columns, task)])
 
 
@@ -104,6 +104,11 @@ def _rows(folder: Path, layout: Layout, labels: Path | None, file_column: str,
     return text, [*said, f"Labels: columns with a few values: {shown}." if shown else
                   "Labels: no column looks like one (a few values, each in several rows); --label COLUMN names it "
                   f"({', '.join(table.header)})."], list(columns)
+
+
+def _num_rows(manifest: str) -> int:
+    """Names of files may hold line breaks."""
+    return sum(1 for _ in csv.reader(io.StringIO(manifest))) - 1
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -49,6 +49,8 @@ class OwnTable:
     lines: list[dict[str, str]]
     plain: bool
     """Whether it is written as a manifest is: UTF-8, commas, no spaces around headings."""
+    said: tuple[str, ...] = ()
+    """Sentences on what was guessed of the way it is written."""
 
     @property
     def is_manifest(self) -> bool:
@@ -57,7 +59,8 @@ class OwnTable:
 
 
 def read_table(path: Path) -> OwnTable:
-    """The table in a text file, UTF-8 or marked as UTF-16, whose cells are separated by commas, semicolons or tabs.
+    """The table in a text file whose cells are separated by commas, semicolons or tabs: UTF-8, marked as UTF-16, or as
+    Excel writes "CSV" in western Europe and America, in Windows-1252 and maybe with commas in numbers.
 
     Raises:
         ManifestError: no such file, not such a table.
@@ -67,7 +70,7 @@ def read_table(path: Path) -> OwnTable:
     try:
         written = path.read_bytes()
         wide = written.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = written.decode("utf-16" if wide else "utf-8-sig")
+        text, said = (written.decode("utf-16"), []) if wide else _decoded(path, written)
         first = text.partition("\n")[0]
         separator = max(",;\t", key=first.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -75,13 +78,46 @@ def read_table(path: Path) -> OwnTable:
         lines = [{name.strip(): (cell or "").strip() for name, cell in line.items() if name is not None}
                  for line in reader if any(line.values())]
         header = [name.strip() for name in found]
+        said += [] if separator == "," else _with_points(lines)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}. Expected a table as text in UTF-8, cells separated by commas, "
                             "semicolons or tabs. Remedy: save it as CSV in UTF-8 (in Excel: `CSV UTF-8`).") from error
     if len(header) < 2 or not lines or len(set(header)) < len(header):
         raise ManifestError(f"{path}: found {len(header)} columns ({', '.join(header)[:200]}) and {len(lines)} rows, "
                             "expected a first line of different headings, and rows that name files.")
-    return OwnTable(path, header, lines, plain=separator == "," and not wide and found == header)
+    return OwnTable(path, header, lines, separator == "," and not wide and not said and found == header, tuple(said))
+
+
+def _decoded(path: Path, written: bytes) -> tuple[str, list[str]]:
+    """UTF-8, or else Windows-1252, and what to say of it. Raises UnicodeDecodeError with what UTF-8 says of it."""
+    try:
+        return written.decode("utf-8-sig"), []
+    except UnicodeDecodeError as error:
+        try:
+            text = written.decode("cp1252")
+        except UnicodeDecodeError:
+            raise error from None
+    shown = next(word for word in re.split(r"[\s,;\"]+", text) if not word.isascii())
+    return text, [f"{path.name} is not UTF-8 and was read as Windows-1252. CHECK: it says {shown}."]
+
+
+def _with_points(lines: list[dict[str, str]]) -> list[str]:
+    """Put points into numbers with commas, column by column, and say so. Where all of them have three digits after the
+    comma it may part thousands, and stays."""
+    said = []
+    for name in lines[0] if lines else ():
+        cells = [line[name] for line in lines if line[name]]
+        comma = [cell for cell in cells if "," in cell]
+        if not comma or not all(re.fullmatch(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?", cell) for cell in cells):
+            continue
+        if all(re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", cell) for cell in comma):
+            said.append(f"CHECK: numbers of {name} have commas ({comma[0]}) that may part thousands, and were left as "
+                        "they are. Write points, or numbers without commas.")
+            continue
+        for line in lines:
+            line[name] = line[name].replace(",", ".")
+        said.append(f"Numbers of {name} have points now instead of commas ({comma[0]}).")
+    return said
 
 
 def manifest_of(table: OwnTable, layout: Layout, file_column: str = "", group_column: str = "",
@@ -110,6 +146,7 @@ def manifest_of(table: OwnTable, layout: Layout, file_column: str = "", group_co
     group_column, groups = _group_column(table, of_path, group_column, all_files)
     said = [sentence for sentence in layout.said
             if not sentence.startswith(("Labels: none", *(["Groups:"] if group_column else [])))]
+    said += table.said
     said.append(f"Files: the column {file_column} of {table.path.name} names {len(of_path)} of {len(layout.paths)}.")
     missing = [i + 1 for i, path in enumerate(found) if not path]
     if missing:
