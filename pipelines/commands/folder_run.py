@@ -25,7 +25,7 @@ from pipelines.cli import print_result
 from pipelines.commands.folder_names import Layout, look
 from pipelines.commands.init import READ, reader_lines, table_of
 from pipelines.commands.mask_classes import numbers_in_masks, task_of
-from pipelines.commands.own_table import MANIFESTS, kind_of, manifest_of, read_table
+from pipelines.commands.own_table import MANIFESTS, kind_of, manifest_of, num_rows, read_table
 from pipelines.commands.starter import AUGMENT, ENCODERS
 from pipelines.settings import SettingsError, build, changes_of
 from pipelines.tracking import lineage
@@ -61,7 +61,7 @@ def finetune_folder(options: argparse.Namespace, root: Path) -> None:
         text, said = told
         options.labels = root / MANIFESTS / f"{name}.csv"
         write_text(options.labels, text)
-        print("\n".join([*said, f"Manifest with {text.count(chr(10)) - 1} rows: {MANIFESTS}/{name}.csv"]))
+        print("\n".join([*said, f"Manifest with {num_rows(text)} rows: {MANIFESTS}/{name}.csv"]))
     paragraphs = {"ingest": {name: _data_paragraph(options, kind, columns, record, changes, masks)},
                   "finetune": {name: _tuning_paragraph(options, kind, name, start, changes, masks)},
                   "evaluate": {name: {"domain": options.run, "finetune": name}}}

@@ -22,7 +22,7 @@ from domains.manifest import ManifestError
 from domains.publish import write_text
 from pipelines.commands.folder_names import DOMAINS, Layout, look
 from pipelines.commands.mask_classes import numbers_in_masks, task_of
-from pipelines.commands.own_table import MOST_CLASSES, could_be_labels, kind_of, manifest_of, read_table
+from pipelines.commands.own_table import MOST_CLASSES, could_be_labels, kind_of, manifest_of, num_rows, read_table
 from pipelines.commands.starter import added, starter
 
 READ = {
@@ -81,7 +81,7 @@ def init(folder: Path, out: Path, labels: Path | None = None, file_column: str =
         write_text(params, new)
     where = (f"Written to {params}:" if new else
              f"The paragraphs were not written, because {params} exists; `--add` puts them into it, or do it by hand:")
-    found += [*([sentence] if sentence else []), f"Manifest with {_num_rows(text)} rows: {manifest}"]
+    found += [*([sentence] if sentence else []), f"Manifest with {num_rows(text)} rows: {manifest}"]
     return "\n".join([*found, "", where, "", paragraphs, *_next(folder, manifest, layout, columns, task)])
 
 
@@ -104,11 +104,6 @@ def _rows(folder: Path, layout: Layout, labels: Path | None, file_column: str,
     return text, [*said, f"Labels: columns with a few values: {shown}." if shown else
                   "Labels: no column looks like one (a few values, each in several rows); --label COLUMN names it "
                   f"({', '.join(table.header)})."], list(columns)
-
-
-def _num_rows(manifest: str) -> int:
-    """Names of files may hold line breaks."""
-    return sum(1 for _ in csv.reader(io.StringIO(manifest))) - 1
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -78,7 +78,8 @@ def read_table(path: Path) -> OwnTable:
         lines = [{name.strip(): (cell or "").strip() for name, cell in line.items() if name is not None}
                  for line in reader if any(line.values())]
         header = [name.strip() for name in found]
-        said += [] if separator == "," else _with_points(lines)
+        ours = separator == "," and {"path", "group"} <= set(header)
+        said += [] if ours else _with_points(lines)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}. Expected a table as text in UTF-8, cells separated by commas, "
                             "semicolons or tabs. Remedy: save it as CSV in UTF-8 (in Excel: `CSV UTF-8`).") from error
@@ -161,6 +162,11 @@ def manifest_of(table: OwnTable, layout: Layout, file_column: str = "", group_co
     return _written(table, layout, of_path, taken, group_column), [*said, *groups]
 
 
+def num_rows(manifest: str) -> int:
+    """How many files the text of a manifest names; names may hold line breaks."""
+    return sum(1 for _ in csv.reader(io.StringIO(manifest))) - 1
+
+
 def could_be_labels(table: OwnTable, of: Sequence[str] = ()) -> dict[str, dict[str, int]]:
     """Columns with a few different values each, and how often each occurs: what one may want to learn."""
     counts = {name: Counter(line[name] for line in table.lines if line[name]) for name in table.header
@@ -171,10 +177,13 @@ def could_be_labels(table: OwnTable, of: Sequence[str] = ()) -> dict[str, dict[s
 
 
 def kind_of(values: Iterable[str]) -> Literal["regression", "single_label"]:
-    """Many different numbers are a quantity; else each value is a class."""
-    found = set(values) - {""}
+    """Many different numbers are a quantity, and so are some of which hardly any comes again; else each value is a
+    class."""
+    cells = [value for value in values if value]
+    found = set(cells)
     numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value) for value in found)
-    return "regression" if numbers and len(found) > FEWEST_NUMBERS else "single_label"
+    many = len(found) > FEWEST_NUMBERS or (len(found) > MOST_CLASSES and 3 * len(found) > len(cells))
+    return "regression" if numbers and many else "single_label"
 
 
 def _refuse_absent(table: OwnTable, *columns: str) -> None:

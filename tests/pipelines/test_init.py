@@ -212,6 +212,33 @@ def test_a_column_of_many_numbers_is_a_quantity_and_empty_sections_are_filled(tm
     assert "# none yet" in (tmp_path / "params.yaml").read_text()
 
 
+@pytest.mark.parametrize(("cell", "stored", "kind", "said"), [
+    ("{},25", "{}.25", "regression", "Numbers of Größe have points now instead of commas (1,25)."),
+    ("{},500", "{},500", "single_label", "CHECK: numbers of Größe have commas (1,500) that may part thousands"),
+    ("{},25 kg", "{},25 kg", "single_label", "")])
+def test_a_table_of_excel_in_western_europe_is_read_with_its_letters_and_commas_in_numbers(
+        tmp_path: Path, cell: str, stored: str, kind: str, said: str) -> None:
+    names = [f"Brüche\n{i}.png" for i in range(1, 31)]
+    touch(tmp_path / "films", *names)
+    lines = [f'"{name}";Jürgen {i};{cell.format(i)}\r\n' for i, name in enumerate(names, start=1)]
+    table = tmp_path / "werte.csv"
+    table.write_bytes("".join(["Datei;PatientID;Größe\r\n", *lines]).encode("cp1252"))
+    text = init(tmp_path / "films", tmp_path, table, label="Größe")
+    rows = {row["path"]: row for row in rows_of(tmp_path)}
+    assert len(rows) == 30 and "Manifest with 30 rows" in text
+    assert "werte.csv is not UTF-8 and was read as Windows-1252. CHECK: it says Größe." in text
+    assert [rows[name]["Größe"] for name in names] == [stored.format(i) for i in range(1, 31)]
+    assert rows[names[3]]["group"] == "Jürgen 4" and f"kind: {kind}" in text
+    assert said in text and ("Größe have" in text) == bool(said)
+
+
+def test_bytes_that_are_text_in_neither_encoding_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    touch(tmp_path / "films", "a.png", "b.png")
+    (tmp_path / "t.csv").write_bytes(b"file,patient\na.png,\x81\x8d\n")
+    with pytest.raises(ManifestError, match="Remedy: save it as CSV in UTF-8"):
+        init(tmp_path / "films", tmp_path, tmp_path / "t.csv")
+
+
 def test_a_table_that_does_not_fit_is_said_and_one_that_was_named_is_refused(tmp_path: Path) -> None:
     folder = own_table(tmp_path / "films", "site,doctor\nnorth,A\nsouth,B\n")
     assert "labels.csv was not used" in init(folder, tmp_path)
