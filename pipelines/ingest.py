@@ -27,7 +27,7 @@ from domains.duplicates import Signed
 from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
 from domains.outcome import Outcome
-from domains.publish import folder_in_the_making, write_text
+from domains.publish import DiskFull, folder_in_the_making, write_text
 from domains.quarantine import Limits, Reader, read_all, spare_children
 from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
@@ -130,8 +130,8 @@ def run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     """Ingest and publish data/prepared/<name> and reports/ingest/<name>. Returns the metrics.
 
     Raises:
-        ManifestError, LabelError, GroupCut, SettingsError, KeyProblem, IngestFailed, Fault: each a sentence for the
-            user.
+        ManifestError, LabelError, GroupCut, SettingsError, KeyProblem, IngestFailed, DiskFull, Fault: each a sentence
+            for the user.
     """
     if not settings.pseudonymous:
         return _run(name, settings, root)
@@ -274,8 +274,8 @@ def _estimate(name: str, num_files: int, seconds: float, needed: int, peak: int,
     print(f"ingest {name}: {num_files} files, about {time_text(seconds)}, {size_text(needed)} of "
           f"disk ({size_text(free)} free), {size_text(peak)} of memory for reading ({size_text(memory()[0])} free)")
     if needed > free:
-        raise IngestFailed(f"disk: found {size_text(free)} free, expected {size_text(needed)}. Remedy: free some, or "
-                           "ingest fewer sources or a smaller size.")
+        raise DiskFull(f"disk: found {size_text(free)} free, expected {size_text(needed)}. Remedy: free some, or "
+                       "ingest fewer sources or a smaller size.")
 
 
 def bar(items: Iterable[Item], total: int, what: str) -> tqdm[Item]:

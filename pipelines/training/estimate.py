@@ -109,8 +109,9 @@ def announce(title: str, job: Job, num_samples: int, repeats: int = 1, at_once: 
         print(shorter(repeats), flush=True)
     if cost.memory_free and cost.memory > 0.9 * cost.memory_free:
         print("  That is close to all the memory there is. " + _remedy(plan.batch_size, job.machine.accumulate))
-    if cost.disk + RESERVE > cost.disk_free:
-        missing = cost.disk + RESERVE - cost.disk_free
+    left = job.resume.stat().st_size if job.resume and job.resume.exists() else 0  # of a stopped run, and counted too
+    if cost.disk + RESERVE > cost.disk_free + left:
+        missing = cost.disk + RESERVE - cost.disk_free - left
         raise DiskFull(f"disk: found {size_text(cost.disk_free)} free, expected {size_text(cost.disk + RESERVE)} for "
                        f"checkpoints and resume state, {missing} bytes more. Remedy: free some, or take a smaller "
                        "encoder.")

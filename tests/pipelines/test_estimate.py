@@ -80,6 +80,21 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(
     assert error.value.exit_code == 4
 
 
+def test_what_a_stopped_run_has_saved_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a disk on which it was begun would be too small to go on."""
+    ready = job(tmp_path)
+    assert ready.resume is not None
+    whole = announce("trial", ready, num_samples=32)
+    assert whole is not None
+    ready.resume.parent.mkdir()
+    ready.resume.write_bytes(bytes(1000))
+    monkeypatch.setattr(module, "disk_free", lambda folder: whole.disk + module.RESERVE - 1000)
+    assert announce("trial", ready, num_samples=32) is not None
+    ready.resume.write_bytes(bytes(999))
+    with pytest.raises(DiskFull, match="expected .*, 1 bytes more"):
+        announce("trial", ready, num_samples=32)
+
+
 def test_a_step_that_does_not_fit_into_memory_gives_advice_not_a_traceback(tmp_path: Path) -> None:
     def too_large(batch: object, chance: object) -> dict[str, Tensor]:
         return {"loss": torch.empty(2**50)}

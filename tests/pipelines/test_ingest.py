@@ -14,6 +14,7 @@ from domains import contract as contracts
 from domains import statistics
 from domains.integrity import damaged_samples
 from domains.manifest import ManifestError
+from domains.publish import DiskFull
 from domains.sample import ManifestRow, Piece
 from domains.splits import GroupCut, cut_groups
 from domains.store import Writer, open_prepared
@@ -66,6 +67,15 @@ def test_a_run_writes_all_that_training_and_reports_need(tmp_path: Path) -> None
     assert cut_groups(prepared.column("group"), prepared.column("split")) == []
     assert np.isnan(prepared.labels("sick")[::7]).all()
     assert prepared.labels("age")[5].tolist() == [25]
+
+
+def test_a_disk_too_small_for_what_is_to_be_written_ends_it_before_it_reads_on_with_the_code_of_a_full_disk(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_files(tmp_path)
+    monkeypatch.setattr(ingest, "disk_free", lambda folder: 10)
+    with pytest.raises(DiskFull, match="disk: found .* free, expected .* Remedy: free some") as told:
+        ingest.run("a", settings(), tmp_path)
+    assert told.value.exit_code == 4 and not (tmp_path / "data/prepared").exists()
 
 
 def test_two_runs_make_the_same_bytes(tmp_path: Path) -> None:
