@@ -8,7 +8,7 @@ with a filter that widens when an axis is shrunk, and voxels that are unknown an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,13 +78,42 @@ def taps(weights: np.ndarray) -> Taps | None:
     return Taps(inputs, np.where(at <= last, weights[np.arange(len(weights)), inputs], 0).astype(np.float32))
 
 
-def apply(values: np.ndarray, weights: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Apply one O I matrix to each axis of `values`, float32. Axes that shrink most go first, which is cheapest. Where
-    nothing changes, the result is `values` itself."""
+def apply(values: np.ndarray, weights: tuple[np.ndarray, ...], order: Sequence[int] = ()) -> np.ndarray:
+    """Apply one O I matrix to each axis of `values`, float32. Axes that shrink most go first, which is cheapest; or in
+    the `order` that is given. Where nothing changes, the result is `values` itself."""
     out = values.astype(np.float32, copy=False)
-    for axis in _order(weights):
+    for axis in order or _order(weights):
         out = _along(out, weights[axis], axis)
     return out
+
+
+class Slab(NamedTuple):
+    """Neighbouring outputs of a volume, and what `apply` needs to make them with the same bits as all at once."""
+
+    outputs: tuple[slice, ...]
+    inputs: tuple[slice, ...]
+    weights: tuple[np.ndarray, ...]
+    order: list[int]
+
+
+def slabs(weights: tuple[np.ndarray, ...]) -> list[Slab]:
+    """A volume cut along the axis that goes first, so that nothing as large as the volume is made on the way; uncut
+    where an output takes many inputs, whose product would add up otherwise."""
+    order = _order(weights)
+    axis, whole = order[0], (slice(None),) * len(weights)
+    if any(taps(some) is None for some in weights):
+        return [Slab(whole, whole, weights, order)]
+    count = len(weights[axis])
+    step = max(1, IN_BAND * count // int(np.prod([len(some) for some in weights])))
+    found = []
+    for first in range(0, count, step):
+        some = weights[axis][first:first + step]
+        used = np.flatnonzero((some != 0).any(axis=0))
+        cut = slice(int(used[0]), int(used[-1]) + 1)
+        found.append(Slab((*whole[:axis], slice(first, first + step), *whole[axis + 1:]),
+                          (*whole[:axis], cut, *whole[axis + 1:]),
+                          (*weights[:axis], some[:, cut], *weights[axis + 1:]), order))
+    return found
 
 
 def apply_in_bands(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray], few: tuple[Taps, Taps],

@@ -298,12 +298,22 @@ def sample_hu(volume: Volume, grid: Grid, scale: float, offset: float) -> np.nda
         weights.append(resample.linear_weights(n, np.clip(centres, -0.5, n - 0.5), step))
         inside.append(resample.nearest_index(n, centres)[1])
     seen = np.asarray(inside[0][:, None, None] & inside[1][:, None] & inside[2])
+    hu = np.empty(seen.shape, np.int16)
+    for slab in resample.slabs(tuple(weights)):
+        hu[slab.outputs] = _hu(volume, slab, seen[slab.outputs], scale, offset)
+    return hu
+
+
+def _hu(volume: Volume, slab: resample.Slab, seen: np.ndarray, scale: float, offset: float) -> np.ndarray:
+    """A slab of `sample_hu`. seen: where the volume reaches."""
+    values = volume.values[slab.inputs]
     if volume.known is None:
-        mixed = resample.apply(volume.values, tuple(weights))
+        mixed = resample.apply(values, slab.weights, slab.order)
     else:
-        share = resample.apply(volume.known, tuple(weights))
-        mixed = resample.apply(np.where(volume.known, volume.values, 0), tuple(weights)) / np.maximum(share, 1e-6)
-        seen &= share >= 0.5 - 1e-6
+        known = volume.known[slab.inputs]
+        share = resample.apply(known, slab.weights, slab.order)
+        mixed = resample.apply(np.where(known, values, 0), slab.weights, slab.order) / np.maximum(share, 1e-6)
+        seen = seen & (share >= 0.5 - 1e-6)
     scaled = mixed * scale
     scaled += offset
     whole = nearest_integer(scaled)

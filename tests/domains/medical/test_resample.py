@@ -62,3 +62,17 @@ def test_few_inputs_added_one_by_one_give_what_the_whole_matrices_give(
     for axis, matrix in enumerate(weights):
         expected = np.moveaxis(np.tensordot(expected, matrix.astype(np.float64), axes=(axis, 1)), -1, axis)
     assert resample.apply(values, weights) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "outs"), [((9, 12, 10), (14, 12, 25)), ((30, 12, 9), (4, 12, 20)),
+                                             ((5, 6, 40), (9, 6, 7)), ((60, 5, 4), (2, 5, 4))])
+def test_a_volume_made_slab_by_slab_has_the_bits_of_one_made_at_once(
+        shape: tuple[int, ...], outs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "IN_BAND", 700)
+    values = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    weights = tuple(resample.linear_weights(n, resample.centred(n, m, n / m), n / m)
+                    for n, m in zip(shape, outs, strict=True))
+    found = np.full(outs, np.nan, np.float32)
+    for slab in resample.slabs(weights):
+        found[slab.outputs] = resample.apply(values[slab.inputs], slab.weights, slab.order)
+    np.testing.assert_array_equal(found, resample.apply(values, weights))
