@@ -11,7 +11,7 @@ from domains.pointcloud.cloud import Cloud, Mesh
 from domains.sample import Refused
 
 MOST_STEPS = 12
-"""Steps from a mark to a place; beyond, where areas are very uneven, each place is searched for."""
+"""Steps from a mark to a place; beyond, where areas are very uneven, a place is searched for."""
 AT_ONCE = 2**20
 """Triangles whose areas are computed together, which takes some 200 bytes each."""
 
@@ -20,7 +20,7 @@ def triangle_areas(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """T areas. A triangle with a non-finite corner has area 0, so that nothing is ever drawn from it."""
     areas = np.zeros(len(triangles))
     for begin in range(0, len(triangles), AT_ONCE):
-        a, b, c = (vertices[triangles[begin:begin + AT_ONCE, i]] for i in range(3))
+        a, b, c = (vertices.take(triangles[begin:begin + AT_ONCE, i], axis=0) for i in range(3))
         with np.errstate(invalid="ignore", over="ignore"):
             areas[begin:begin + AT_ONCE] = _lengths_of_cross((b - a).T, (c - a).T) / 2
     return np.where(np.isfinite(areas), areas, 0.0)
@@ -40,13 +40,15 @@ def _first_above(ends: np.ndarray, places: np.ndarray) -> np.ndarray:
     num = len(ends)
     marks = np.searchsorted(ends, np.arange(num) * (ends[-1] / num), side="right")
     found = marks[np.clip(places * (num / ends[-1]) - 1, 0, num - 1).astype(np.intp)]
+    behind = np.arange(len(places))
     for _ in range(MOST_STEPS):
-        behind = ends[np.minimum(found, num - 1)] <= places
-        behind &= found < num
-        if not behind.any():
+        at = found[behind]
+        behind = behind[(ends.take(at, mode="clip") <= places[behind]) & (at < num)]
+        if not len(behind):
             return found
-        found += behind
-    return np.asarray(np.searchsorted(ends, places, side="right"))
+        found[behind] += 1
+    found[behind] = np.searchsorted(ends, places[behind], side="right")
+    return found
 
 
 def sample_surface(vertices: np.ndarray, triangles: np.ndarray, num: int,
@@ -70,7 +72,7 @@ def sample_mesh(mesh: Mesh, num: int, rng: np.random.Generator, normals: bool = 
     chosen, shares, area = _draw(mesh.vertices, mesh.triangles, num, rng)
     more = {name: _mix(values, chosen, shares) for name, values in mesh.more.items()}
     if normals:
-        a, b, c = (mesh.vertices[chosen[:, i]] for i in range(3))
+        a, b, c = (mesh.vertices.take(chosen[:, i], axis=0) for i in range(3))
         more["normals"] = np.cross(b - a, c - a)
     return Cloud(_mix(mesh.vertices, chosen, shares), more), area
 
@@ -82,13 +84,13 @@ def _draw(vertices: np.ndarray, triangles: np.ndarray, num: int,
     ends = np.cumsum(areas)
     if not len(ends) or ends[-1] <= 0:
         raise Refused(f"mesh: found {len(triangles)} triangles that cover no area, expected a surface")
-    chosen = triangles[_first_above(ends, rng.random(num) * ends[-1]).clip(max=len(ends) - 1)]
+    chosen = triangles.take(_first_above(ends, rng.random(num) * ends[-1]).clip(max=len(ends) - 1), axis=0)
     # The square root spreads points evenly over a triangle; without it they would crowd around the first corner
     root, share = np.sqrt(rng.random((num, 1))), rng.random((num, 1))
     return chosen, [1 - root, root * (1 - share), root * share], float(ends[-1])
 
 
 def _mix(values: np.ndarray, chosen: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
-    a, b, c = (values[chosen[:, i]] for i in range(3))
+    a, b, c = (values.take(chosen[:, i], axis=0) for i in range(3))  # half the time of an index
     mixed: np.ndarray = shares[0] * a + shares[1] * b + shares[2] * c
     return mixed
