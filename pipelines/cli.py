@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0 done, 2 something for the user to mend, 3 more files refused than allowed, 4 a full disk, 5 a
         training that met too many numbers that are not finite, 1 a fault of ours, 130 stopped by Ctrl-C, 143 by
-        SIGTERM, 138 by SIGUSR1.
+        SIGTERM, 138 by SIGUSR1, 129 by SIGHUP.
     """
     command = next((one for one in arguments if not one.startswith("-")), "")
     if command and not overview.is_command(command):

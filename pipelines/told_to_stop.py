@@ -1,6 +1,6 @@
-"""Signals that ask a command to end: Ctrl-C, SIGTERM (what schedulers, containers and `kill` send) and SIGUSR1 (what
-SLURM can send ahead of a time limit). All of them are a KeyboardInterrupt, so that blocks end, half-written files are
-taken away and tracked runs are closed as killed; the exit code says which one it was.
+"""Signals that ask a command to end: Ctrl-C, SIGTERM (what schedulers, containers and `kill` send), SIGUSR1 (what SLURM
+can send ahead of a time limit) and SIGHUP (a terminal or a connection is gone). All of them are a KeyboardInterrupt, so
+that blocks end, half-written files are taken away and tracked runs are closed as killed; the exit code says which one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-SENT = (signal.SIGTERM, signal.SIGUSR1)
+SENT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Those that Python does not turn into an exception by itself."""
-NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGHUP"}
 
 
 class ToldToStop(KeyboardInterrupt):
@@ -32,7 +32,7 @@ def number_of(stop: KeyboardInterrupt) -> int:
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """What a shell says of a command that ended by that signal: 130, 143, 138."""
+    """What a shell says of a command that ended by that signal: 130, 143, 138, 129."""
     return 128 + number_of(stop)
 
 
@@ -45,8 +45,8 @@ def raise_it(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Inside, the first SIGTERM or SIGUSR1 raises ToldToStop. Signals that are ignored, or that somebody else handles,
-    are left alone."""
+    """Inside, the first signal of SENT raises ToldToStop. Those that are ignored, or that somebody else handles, are
+    left alone."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python takes signals in the main thread only
         return
@@ -61,6 +61,6 @@ def ending_on_signals() -> Iterator[None]:
 
 
 def say(sentence: str) -> None:
-    """One line on stderr from within a handler: not by its buffer, which may be in the middle of a write."""
+    """One line on stderr, also from within a handler: not by its buffer, which may be in the middle of a write."""
     with contextlib.suppress(OSError):  # a terminal that is gone has nobody to be told
         os.write(2, f"{sentence}\n".encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from pipelines.told_to_stop import NAMES, ToldToStop, exit_code, number_of
+from pipelines.told_to_stop import NAMES, ToldToStop, exit_code, number_of, say
 from pipelines.training.processes import follows
 
 USER_ERROR, FAULT = 2, 1
@@ -35,5 +35,5 @@ def stopped(stop: KeyboardInterrupt, goes_on: bool | None) -> int:
         return 0
     kept = {True: "; what was finished is kept, and the same command goes on from there", None: "",
             False: "; nothing of it is kept, and the same command begins anew"}[goes_on]
-    print(f"stopped by {NAMES[signal.Signals(number_of(stop))]}{kept}.", file=sys.stderr)
+    say(f"stopped by {NAMES[signal.Signals(number_of(stop))]}{kept}.")
     return exit_code(stop)

@@ -167,7 +167,8 @@ def fit(job: Job) -> int:
         ValueError: the resume state cannot be read.
         NotFinite: on losses or gradients that are not finite, again and again.
         DiskFull, Unwritable: the resume state cannot be saved; the last one is kept.
-        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGUSR1; where `resume` is set, the update is finished and saved first.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP; where `resume` is set, the update is finished and
+            saved first.
     """
     # Lightning takes seconds to load: whoever only asks for settings, or is refused, does not wait for it
     from pipelines.training.sharding import copied_parts

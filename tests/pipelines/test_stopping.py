@@ -132,9 +132,10 @@ def test_a_training_that_was_ending_early_when_ctrl_c_came_is_not_trained_furthe
     (["pretrain", "xray"], "; what was finished is kept, and the same command goes on from there."),
     (["ingest", "xray"], "; nothing of it is kept, and the same command begins anew."), (["doctor"], ".")])
 @pytest.mark.parametrize(("number", "name", "code"), [
-    (signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143), (signal.SIGUSR1, "SIGUSR1", 138)])
+    (signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143), (signal.SIGUSR1, "SIGUSR1", 138),
+    (signal.SIGHUP, "SIGHUP", 129)])
 def test_a_command_stopped_by_a_signal_says_which_and_what_is_kept(
-        monkeypatch, tmp_path, capsys, command, said, number, name, code):
+        monkeypatch, tmp_path, capfd, command, said, number, name, code):
     def stopped(*args: Any) -> None:
         signal.raise_signal(number)
 
@@ -143,7 +144,7 @@ def test_a_command_stopped_by_a_signal_says_which_and_what_is_kept(
     monkeypatch.setattr(cli, "_doctor", stopped)
     before = signal.getsignal(number)
     assert cli.main(command) == code and signal.getsignal(number) is before
-    assert capsys.readouterr().err == f"stopped by {name}{said}\n"
+    assert capfd.readouterr().err == f"stopped by {name}{said}\n"
 
 
 def test_the_command_pretrain_stopped_by_sigterm_goes_on_to_the_weights_of_one_that_was_not(
