@@ -105,16 +105,31 @@ class Attention(nn.Module):
         return self.drop(self.proj(y.transpose(1, 2).flatten(2)))
 
 
+MAX_PRODUCT_BYTES = 2**25
+"""Up to which size a CPU holds the B h V V matrix in bf16; beyond, the kernel that does without is as fast."""
+
+
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, looked_at: Tensor | None) -> Tensor:
-    """Attention without the B h V V matrix in memory. q, k, v B h V E/h; looked_at: which tokens may be looked at, or
-    numbers that are added to the logits, broadcast to B h V V -> B h V E/h"""
+    """Attention without the B h V V matrix in memory, unless that is small. q, k, v B h V E/h; looked_at: which tokens
+    may be looked at, or numbers that are added to the logits, broadcast to B h V V -> B h V E/h"""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return scaled_dot_product_attention(q, k, v, attn_mask=looked_at)
-    # On CPUs the backward of torch's kernel takes twice as long in bf16 as in float32 (docs/benchmarks.md).
+    # On CPUs torch's kernel takes up to four times as long in bf16 as two products, and its backward twice as long as
+    # in float32 (docs/benchmarks.md).
+    if looked_at is None and q.shape[:3].numel() * k.shape[2] * q.element_size() <= MAX_PRODUCT_BYTES:
+        return attention_by_products(q, k, v)
     if looked_at is not None and looked_at.is_floating_point():
         looked_at = looked_at.float()
     with torch.autocast("cpu", enabled=False):
         return scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=looked_at).to(q.dtype)
+
+
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(E/h)) v (Vaswani et al. 2017, equation 1). q B h V E/h, k and v B h W E/h -> B h V E/h"""
+    heads, width = q.shape[:2], q.shape[3]
+    nothing = q.new_empty(()).expand(heads.numel(), q.shape[2], k.shape[2])  # not read: beta is 0
+    logits = torch.baddbmm(nothing, q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=width ** -0.5)
+    return (logits.softmax(-1) @ v.flatten(0, 1)).unflatten(0, heads)
 
 
 class DropPath(nn.Module):

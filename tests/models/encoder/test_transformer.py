@@ -90,3 +90,28 @@ def test_numbers_that_are_added_to_logits_keep_their_digits_in_bfloat16_on_a_cpu
     more = torch.tensor([3.0, 1.0]).log().to(torch.bfloat16)[None, None, None]
     out = fused_attention(q, k, v, more)
     assert out.dtype == torch.bfloat16 and out.flatten().float().tolist() == pytest.approx([0.75] * 8, abs=0.01)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_attention_in_bfloat16_on_a_cpu_is_that_of_float64_with_and_without_the_matrix_in_memory(limit, monkeypatch):
+    from models.encoder import transformer
+    monkeypatch.setattr(transformer, "MAX_PRODUCT_BYTES", limit)
+    q, k, v = (torch.randn(2, 3, tokens, 16, generator=torch.Generator().manual_seed(tokens + i)).bfloat16()
+               .requires_grad_() for i, tokens in enumerate((7, 9, 9)))
+    exact = [each.detach().double().requires_grad_() for each in (q, k, v)]
+    expected = ((exact[0] @ exact[1].mT / 4).softmax(-1) @ exact[2])
+    found = transformer.fused_attention(q, k, v, None)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
+    slope = torch.linspace(-1, 1, 16)
+    (found.float() * slope).sum().backward()
+    (expected * slope).sum().backward()
+    for ours, theirs in zip((q, k, v), exact, strict=True):
+        assert float((ours.grad.double() - theirs.grad).norm()) < 0.02 * float(theirs.grad.norm())
+
+
+def test_attention_by_products_never_reads_the_memory_it_starts_from(monkeypatch):
+    """The product starts from a number that nobody has written: a NaN there must not reach the result."""
+    from models.encoder.transformer import attention_by_products
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, shape: self.new_full(shape, float("nan")))
+    assert torch.isfinite(attention_by_products(*torch.randn(3, 2, 1, 5, 32).bfloat16())).all()
