@@ -13,7 +13,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +83,7 @@ def spare_children() -> Iterator[list[Child]]:
 
 
 def read_all(rows: Sequence[ManifestRow], reader: Reader, limits: Limits, spare: list[Child] | None = None
-             ) -> Iterator[Outcome]:
+             ) -> Generator[Outcome]:
     """Read every row; one outcome each (several for a file that comes in parts), in the rows' order.
 
     Args:

@@ -28,13 +28,13 @@ from domains.joining import Joined
 from domains.manifest import Files, Manifest, read_manifest
 from domains.outcome import Outcome
 from domains.publish import DiskFull, folder_in_the_making, write_text
-from domains.quarantine import Limits, Reader, read_all, spare_children
+from domains.quarantine import Limits, Reader, read_all
 from domains.rows import column_of
 from domains.sample import ManifestRow, Piece, Task
 from domains.splits import Splits, assert_no_group_is_cut, assign
 from domains.store import LEAKS, Prepared, Writer, open_prepared, replace_columns
 from pipelines.intake import contact_sheet, data_summary, mask_counts, refusals
-from pipelines.intake.engine import Engine, reading
+from pipelines.intake.engine import Engine, reading, reading_here
 from pipelines.intake.nameless import nameless
 from pipelines.intake.remote import Read, Remote, Source, is_url
 from pipelines.settings import build, plain
@@ -160,8 +160,7 @@ def _run(name: str, settings: DataRun, root: Path) -> dict[str, Any]:
     reader = Reader(domain.ingest.__name__, read_settings)
     target, report = root / "data/prepared" / name, root / "reports/ingest" / name
     with tracking.open_run(stage="ingest", name=name, root=root, settings=plain(settings), domain=settings.domain,
-                           inputs=_inputs(files)) as tracked, spare_children() as spare:
-        here = partial(read_all, spare=spare)
+                           inputs=_inputs(files)) as tracked, reading_here() as here:
         probe(name, named, reader, domain, settings, target, _from(source, here))
         with folder_in_the_making(target) as folder:
             write_text(folder / "reader.json", json.dumps(plain(read_settings), indent=2) + "\n")

@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ import numpy as np
 
 from domains import frames, worker
 from domains.outcome import Outcome, outcome_of
-from domains.quarantine import Limits, Reader, read_all
+from domains.quarantine import Limits, Reader, read_all, spare_children
 from domains.sample import ManifestRow
 from pipelines.intake.remote import Read
 
@@ -62,6 +62,17 @@ class Engine:
                              "at least 1.")
         if self.kind == "local" and self.address:
             raise ValueError(f"engine.address: found {self.address} with kind: local. Remedy: set kind: dask.")
+
+
+@contextmanager
+def reading_here() -> Iterator[Read]:
+    """`read_all` with children that serve one call after the other. They end with the block, also where it is left in
+    the middle of a call."""
+    with spare_children() as spare, ExitStack() as calls:
+        def here(rows: Sequence[ManifestRow], reader: Reader, limits: Limits) -> Iterator[Outcome]:
+            return calls.enter_context(closing(read_all(rows, reader, limits, spare)))
+
+        yield here
 
 
 def reading(engine: Engine, root: Path, here: Read = read_all) -> Read:
