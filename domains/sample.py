@@ -66,6 +66,9 @@ class ManifestRow:
     """The folder that links beside and below `path` may not leave. None: links are followed wherever they lead."""
     sha256: str = ""
     """Of the file's bytes, for a reader that needs it; empty where nobody has hashed them yet."""
+    content: bytes | None = field(default=None, repr=False, compare=False)
+    """The file's bytes, where whoever hashed them holds all of them: a reader that takes them from here opens nothing,
+    and what it reads is what was hashed. None for folders, large files, and where nobody has."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ MEMORY_SECONDS = 0.02
 """For how long what the kernel says of a process's memory is taken to be true still: asking after every file costs a
 small one 1 or 2 %, and in so short a time none leaves much behind."""
 SMALL_FILE = 2**18
-"""Bytes of a file that is hashed in one go, and for which the reply to the one before may wait."""
+"""Bytes of a file for which the reply to the one before may wait."""
+HELD_WHOLE = 2**24
+"""Bytes of a file that is read once, to be hashed and parsed."""
 HELD_BYTES, HELD_SECONDS = 3 * 2**18, 0.05
 """Answers that are sent together. Waking the parent costs both sides some tenths of a millisecond, which what both need
 to say so takes to come back into the processor's caches: as much as a small file."""
@@ -75,7 +77,7 @@ def main() -> None:
         began = time.monotonic()
         outbox.begin_row()
         signal.alarm(order["last_second"] + ALARM_SLACK)
-        content = None if row.part else _content_if_small(row.path)
+        content = None if row.part else _content(row.path, SMALL_FILE)
         if content is None and replies.are_held:  # they must not wait for a file that may take long
             _hand_over(replies, memory)
             signal.alarm(order["last_second"] + ALARM_SLACK)
@@ -227,10 +229,11 @@ def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | No
     try:
         if content is None:
             links.refuse_leading_out([row.path], row.within)
-            sha256 = hash_of(row.path)
-        else:  # a file and no link, as opening it has shown
-            sha256 = hashlib.sha256(content).hexdigest()
+            content = None if row.part else _content(row.path, HELD_WHOLE)
+        # A file whose content is here is no link, as opening it has shown.
+        sha256 = hash_of(row.path) if content is None else hashlib.sha256(content).hexdigest()
         object.__setattr__(row, "sha256", sha256)  # nobody has seen the row yet; to make another would cost more
+        object.__setattr__(row, "content", content)
         found: list[Piece] | Part = module.read(row, settings)
         pieces, more = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
         arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
@@ -274,24 +277,24 @@ def _where(error: Exception) -> str:
     return f"the reader raised {type(error).__name__} at {'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
 
 
-def _content_if_small(path: Path) -> bytes | None:
-    """What is in a file that is small and no link; None for all else, or where none can be opened."""
+def _content(path: Path, most: int) -> bytes | None:
+    """What is in a file of at most so many bytes that is no link; None for all else, or where none can be opened."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # whoever reads it in earnest will say so
         return None
     try:
-        return _short(file)
+        return _short(file, most)
     except OSError:
         return None
     finally:
         os.close(file)
 
 
-def _short(file: int) -> bytes | None:
+def _short(file: int, most: int) -> bytes | None:
     """What is in an open file, if that is little and stands still."""
     found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL_FILE:
+    if not stat.S_ISREG(found.st_mode) or found.st_size > most:
         return None
     content = os.read(file, found.st_size + 1)
     return content if len(content) == found.st_size else None
@@ -305,7 +308,8 @@ def hash_of(path: Path) -> str:
             digest.update(f"{file.relative_to(path).as_posix()}\0{hash_of(file)}\n".encode())
         return digest.hexdigest()
     with open(path, "rb", buffering=0) as stream:
-        if (content := _short(stream.fileno())) is not None:  # hashlib would fill a buffer of as many zeros first
+        # hashlib would fill a buffer with as many zeros first.
+        if (content := _short(stream.fileno(), SMALL_FILE)) is not None:
             return hashlib.sha256(content).hexdigest()
         stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,7 +1,8 @@
 """What it costs to read clean files in a child process: the same files in this process and through the pool, in turns.
 
 `OPENBLAS_NUM_THREADS=1 python -m benchmarks.faults.isolation` prints a table of processor time per file: alone in this
-process; in the child; in this process for the child's sake; and what both together are to the first. Processor time,
+process; in the child; in this process for the child's sake; and what both together are to the first, and to the same
+reader where it is handed the bytes that were hashed, as a child hands them to it. Processor time,
 because it hardly depends on what else the machine does; on a free processor the two sides overlap, and less is waited.
 Hashing belongs to both: every file that is taken in is hashed. Starting a child is left out and told apart.
 """
@@ -9,6 +10,8 @@ Hashing belongs to both: every file that is taken in is hashed. Starting a child
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import importlib
 import os
 import resource
@@ -42,7 +45,8 @@ def main() -> None:
     if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
         parser.error("set OPENBLAS_NUM_THREADS=1: children compute in one thread, and so must their rival")
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{'format':24}{'KB out':>9}{'alone ms':>10}{'child ms':>10}{'parent ms':>11}{'ratio':>8}{'start s':>9}")
+        print(f"{'format':24}{'KB out':>9}{'alone ms':>10}{'child ms':>10}{'parent ms':>11}{'ratio':>8}{'handed':>8}"
+              f"{'start s':>9}")
         for form in [*seeds.formats(Path(folder) / "seeds"), *large(Path(folder) / "large")]:
             if form.name.startswith(options.only):
                 print(line(form, options.rounds), flush=True)
@@ -54,25 +58,31 @@ def line(form: Format, rounds: int) -> str:
     turns = []
     for _ in range(rounds):
         alone = seconds_alone(rows, form.reader)
+        handed = seconds_alone(rows, form.reader, handed=True)
         child, parent, start = seconds_in_child(rows, form.reader)
-        turns.append((alone / len(rows), child / len(rows), parent / len(rows), (child + parent) / alone, start))
-    alone, child, parent, ratio, start = (statistics.median(column) for column in zip(*turns, strict=True))
+        turns.append((alone / len(rows), child / len(rows), parent / len(rows), (child + parent) / alone,
+                      (child + parent) / handed, start))
+    alone, child, parent, ratio, of_handed, start = (statistics.median(column) for column in zip(*turns, strict=True))
     size = np.mean([piece.values.nbytes for row in rows[:len(form.paths)]
                     for piece in _read(row, form.reader)]) / 1024
     return (f"{form.name:24}{size:9.0f}{alone * 1000:10.2f}{child * 1000:10.2f}{parent * 1000:11.2f}{ratio:8.3f}"
-            f"{start:9.2f}")
+            f"{of_handed:8.3f}{start:9.2f}")
 
 
-def _read(row: ManifestRow, reader: Reader) -> list[Piece]:
-    worker.hash_of(row.path)
+def _read(row: ManifestRow, reader: Reader, handed: bool = False) -> list[Piece]:
+    if handed and row.path.stat().st_size <= worker.HELD_WHOLE:
+        content = row.path.read_bytes()
+        row = dataclasses.replace(row, content=content, sha256=hashlib.sha256(content).hexdigest())
+    else:
+        worker.hash_of(row.path)
     return importlib.import_module(reader.module).read(row, reader.settings)
 
 
-def seconds_alone(rows: Sequence[ManifestRow], reader: Reader) -> float:
+def seconds_alone(rows: Sequence[ManifestRow], reader: Reader, handed: bool = False) -> float:
     """Processor seconds for the rows in this process."""
     began = time.process_time()
     for row in rows:
-        _read(row, reader)
+        _read(row, reader, handed)
     return time.process_time() - began
 
 

@@ -253,7 +253,7 @@ def _first(value: Any) -> float | None:
 def _read_ct(row: ManifestRow, settings: CT) -> Piece:
     facts: dict[str, Fact] = {}
     if row.path.name.lower().endswith((".nii", ".nii.gz")):
-        found, form = nifti.read(row.path, settings.max_voxels), "NIfTI"
+        found, form = nifti.read(row.path, settings.max_voxels, row.content), "NIfTI"
     else:
         found, form = _read_series(row, settings), "DICOM series"
         if (tilt := volume.shear_degrees(found)) > volume.TILT_TOLERANCE_DEGREES:

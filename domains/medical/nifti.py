@@ -19,10 +19,14 @@ SAME_DIRECTION = 0.7
 """Least cosine between an axis by one affine and by the other: 45 degrees."""
 
 
-def read(path: Path, max_voxels: int) -> Volume:
-    """One .nii or .nii.gz, read to its last byte: gzip's checksum stands at the end."""
+def read(path: Path, max_voxels: int, content: bytes | None = None) -> Volume:
+    """One .nii or .nii.gz, read to its last byte: gzip's checksum stands at the end.
+
+    Args:
+        content: of the file, where it is here already.
+    """
     nibabel = library("nibabel")
-    with parsing("NIfTI"), _open_nifti(path) as stream:
+    with parsing("NIfTI"), _open_nifti(path, content) as stream:
         head = stream.read(348)
         header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
         shape = _check_nifti_header(header, max_voxels)
@@ -58,9 +62,11 @@ def _refuse_two_minds(image: Any) -> None:
                       "right are not known. Remedy: correct the wrong one, or set its code to 0")
 
 
-def _open_nifti(path: Path) -> IO[bytes]:
+def _open_nifti(path: Path, content: bytes | None) -> IO[bytes]:
+    if not path.name.lower().endswith(".gz"):
+        return path.open("rb") if content is None else io.BytesIO(content)
     # Python's own gzip takes three times as long, which was most of what a volume takes.
-    return library("isal.igzip").open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    return library("isal.igzip").open(path if content is None else io.BytesIO(content))
 
 
 def _check_nifti_header(header: Any, max_voxels: int) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ import numpy as np
 from domains.contract import Channel, Contract
 from domains.sample import ManifestRow, Part, Piece, Refused
 from domains.satellite import bands as names
-from domains.satellite import georeference, products, units
+from domains.satellite import georeference, npy, products, units
 from domains.satellite import scene as scenes
 from domains.satellite.bands import Sensor
 from domains.satellite.raster import Raster, Rasters
@@ -85,15 +85,15 @@ def read(row: ManifestRow, settings: Multispectral) -> list[Piece] | Part:
 def _open(row: ManifestRow, settings: Multispectral, sensor: Sensor, listed: tuple[str, ...],
           rasters: Rasters) -> Scene:
     """The row's file or folder as a scene on one grid."""
-    path = _plain(row.path)
+    path = _plain(row.path, row.content is not None)
     told: dict[str, float] = {}
     files: tuple[Path, ...] = (path,)
-    if path.is_dir():
+    if row.content is None and path.is_dir():
         layers, place, form, files = _open_folder(path, settings, sensor, rasters)
     else:
         listed = listed or _names_in_manifest(row, settings, sensor)
         if path.suffix.lower() == ".npy":
-            layers, place, form = _open_npy(path, listed, sensor)
+            layers, place, form = _open_npy(row, listed, sensor)
         else:
             layers, place, form, told = _open_stacked(path, listed, settings, sensor, rasters)
     layers = {identity: layer for identity, layer in layers.items() if identity in settings.identities}
@@ -107,10 +107,10 @@ def _open(row: ManifestRow, settings: Multispectral, sensor: Sensor, listed: tup
                  files=files, wavelengths=told)
 
 
-def _plain(path: Path) -> Path:
+def _plain(path: Path, is_there: bool = False) -> Path:
     """The path, if it is a file or folder on a disk. GDAL would take URLs and its own virtual file systems as well."""
     text = str(path).lower()
-    if "/vsi" in text or ":/" in text or not (path.is_file() or path.is_dir()):
+    if "/vsi" in text or ":/" in text or not (is_there or path.is_file() or path.is_dir()):
         raise Refused("found no file or folder of this name. Remedy: correct the path in the manifest; addresses and "
                       "GDAL's virtual paths are never opened.")
     return path
@@ -247,12 +247,12 @@ def _open_folder(path: Path, settings: Multispectral, sensor: Sensor,
         raster.path for raster in finest.values())
 
 
-def _open_npy(path: Path, listed: tuple[str, ...], sensor: Sensor) -> tuple[dict[str, Layer], Place, str]:
-    """An array C H W. It is mapped, so a header that claims more than the file holds is refused by numpy."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise Refused(f".npy could not be opened ({type(error).__name__}); expected an array of numbers.") from error
+def _open_npy(row: ManifestRow, listed: tuple[str, ...],
+              sensor: Sensor) -> tuple[dict[str, Layer], Place, str]:
+    """An array C H W."""
+    array = None if row.content is None else npy.array_of(row.content)
+    if array is None:
+        array = npy.mapped(row.path)
     if array.ndim != 3 or array.dtype.kind not in "iuf":
         raise Refused(f"found {array.dtype} of shape {array.shape}, expected real numbers of bands x rows x columns.")
     if len(listed) != array.shape[0]:
@@ -261,7 +261,8 @@ def _open_npy(path: Path, listed: tuple[str, ...], sensor: Sensor) -> tuple[dict
 
     def layer(index: int) -> Layer:
         def window(top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, None]:
-            return np.array(array[index, top:bottom, left:right]), None
+            values = array[index, top:bottom, left:right]
+            return (np.array(values) if row.content is None else values), None  # a mapped file may change
         return Layer(shape=(array.shape[1], array.shape[2]), window=window)
 
     named = [(identity, layer(i)) for i, identity in enumerate(_identities(listed, sensor))]
