@@ -23,9 +23,9 @@ FIRST_LINE = re.compile(r"(?:ST)?(?:C)?(?:N)?OFF\s*(.*)", re.ASCII)
 
 def read_off(path: Path, max_points: int) -> Mesh:
     """Vertices and triangles. Raises Refused."""
-    text = path.read_text("latin-1")
+    text = path.read_bytes().decode("latin-1")  # as text, ends of lines would be looked for twice
     raws = (raw.split("#", 1)[0] for raw in text.splitlines()) if "#" in text else text.splitlines()
-    lines = [line for line in map(str.strip, raws) if line]
+    lines = list(filter(None, map(str.strip, raws)))
     match = FIRST_LINE.fullmatch(lines[0]) if lines else None
     if match is None:
         raise Refused("OFF: the file does not begin like one")
