@@ -27,9 +27,10 @@ def triangles_of(polygons: Iterable[np.ndarray], num_vertices: int, what: str) -
     Returns:
         T 3 int64. Raises Refused where a corner is no vertex.
     """
-    fans = [np.stack([np.broadcast_to(faces[:, :1], faces[:, 2:].shape), faces[:, 1:-1], faces[:, 2:]], axis=-1)
+    fans = [faces if faces.shape[1] == 3 else
+            np.stack([np.broadcast_to(faces[:, :1], faces[:, 2:].shape), faces[:, 1:-1], faces[:, 2:]], axis=-1)
             .reshape(-1, 3) for faces in polygons if faces.shape[1] >= 3]
-    triangles = np.concatenate(fans).astype(np.int64) if fans else np.zeros((0, 3), np.int64)
+    triangles = np.concatenate(fans).astype(np.int64, copy=False) if fans else np.zeros((0, 3), np.int64)
     if triangles.size and not 0 <= triangles.min() <= triangles.max() < num_vertices:
         raise Refused(f"{what}: a face names a vertex that is not among the {num_vertices}")
     return triangles
