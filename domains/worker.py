@@ -17,6 +17,7 @@ import stat
 import time
 import traceback
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +51,9 @@ HELD_BYTES, HELD_SECONDS = 3 * 2**18, 0.05
 """Answers that are sent together. Waking the parent costs both sides some tenths of a millisecond, which what both need
 to say so takes to come back into the processor's caches: as much as a small file."""
 HELD_LETTERS = 2**20
+"""Of what is said of the samples of several files, beyond which the next goes into another frame."""
 MOST_LETTERS = frames.MAX_WORDS_BYTES - 2 * HELD_LETTERS
-"""Of what is said of the samples of one file, or one part of it, so that with what is held it fits a frame."""
+"""Of what is said of the samples of one file, or one part of it, so that it fits a frame with those before it."""
 
 
 def main() -> None:
@@ -125,11 +127,12 @@ class _Requests:
 
 
 class _Replies:
-    """Answers on their way to the parent; like requests, they are put into words together."""
+    """Answers on their way to the parent; like requests, they are put into words together, which between two files
+    would take several times as long."""
 
     def __init__(self, file: int, token: bytes, outbox: Outbox) -> None:
         self._file, self._token, self._outbox = file, token, outbox
-        self._since, self._num_bytes, self._num_letters, self._sent = 0.0, 0, 0, 0
+        self._since, self._num_bytes, self._sent = 0.0, 0, 0
         self._held: list[_Answer] = []
 
     def say(self, header: dict[str, Any]) -> None:
@@ -141,13 +144,11 @@ class _Replies:
         self._since = self._since if self._held else began
         self._held.append(answer)
         self._num_bytes += answer.num_bytes
-        self._num_letters += answer.num_letters
 
     @property
     def are_due(self) -> bool:
         """Whether enough has come together, or has taken long enough."""
-        return (self._num_bytes > HELD_BYTES or self._num_letters > HELD_LETTERS
-                or time.monotonic() - self._since > HELD_SECONDS)
+        return self._num_bytes > HELD_BYTES or time.monotonic() - self._since > HELD_SECONDS
 
     @property
     def are_held(self) -> bool:
@@ -155,19 +156,30 @@ class _Replies:
         return bool(self._held)
 
     def flush(self, peak_bytes: int) -> None:
-        """Send all that is held in one frame."""
-        arrays = [array for answer in self._held for array in answer.arrays]
-        begin = self._outbox.put(arrays, self._num_bytes, self._file)
-        header = {
-            "answers": [answer.header for answer in self._held], "pieces": [len(answer.words) for answer in self._held],
-            "bytes": [answer.num_bytes for answer in self._held], "peak_bytes": peak_bytes}
-        words = [text for answer in self._held for text in answer.words]
+        """Send all that is held: in one frame, unless too much is said of it."""
+        together: list[_Words] = []
+        num_letters = 0
+        for words in map(_in_words, self._held):
+            if num_letters > HELD_LETTERS:
+                self._send(together, peak_bytes)
+                together, num_letters = [], 0
+            together.append(words)
+            num_letters += sum(map(len, words.lines))
+        self._send(together, peak_bytes)
+        self._held, self._num_bytes = [], 0
+
+    def _send(self, together: list[_Words], peak_bytes: int) -> None:
+        arrays = [array for words in together for array in words.arrays]
+        sizes = [sum([array.nbytes for array in words.arrays]) for words in together]
+        header = {"answers": [words.header for words in together], "pieces": [len(words.lines) for words in together],
+                  "bytes": sizes, "peak_bytes": peak_bytes}
+        lines = [line for words in together for line in words.lines]
+        begin = self._outbox.put(arrays, sum(sizes), self._file)
         if begin is None:
-            frames.reply(self._file, self._token, self._sent, header, words, self._num_bytes, arrays)
+            frames.reply(self._file, self._token, self._sent, header, lines, sum(sizes), arrays)
         else:
-            frames.reply(self._file, self._token, self._sent, header, words, self._num_bytes, (), begin)
-        self._sent += len(self._held)
-        self._held, self._num_bytes, self._num_letters = [], 0, 0
+            frames.reply(self._file, self._token, self._sent, header, lines, sum(sizes), (), begin)
+        self._sent += len(together)
 
 
 def limit_process(memory_bytes: int) -> None:
@@ -215,13 +227,18 @@ class _Answer(NamedTuple):
     """What became of a row."""
 
     header: dict[str, Any]
-    words: list[str]
-    """What is said of each piece."""
-    arrays: list[np.ndarray]
+    pieces: Sequence[Piece] = ()
     num_bytes: int = 0
     """Of the arrays."""
-    num_letters: int = 0
-    """Of the words."""
+
+
+class _Words(NamedTuple):
+    """An answer as it is sent."""
+
+    header: dict[str, Any]
+    lines: list[str]
+    """What is said of each piece."""
+    arrays: list[np.ndarray]
 
 
 def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | None) -> _Answer:
@@ -236,20 +253,29 @@ def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | No
         object.__setattr__(row, "content", content)
         found: list[Piece] | Part = module.read(row, settings)
         pieces, more = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
-        arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
-        words = [describe(piece) for piece in pieces]
-        return _Answer({"sha256": sha256, "more": more}, words, arrays, sum([array.nbytes for array in arrays]),
-                       _checked(sum(map(len, words)), len(words)))
+        return _Answer({"sha256": sha256, "more": more}, pieces, sum([array.nbytes for array in _arrays(pieces)]))
     except Exception as error:
-        return _Answer({"sha256": sha256, **_told(error)}, [], [])
+        return _Answer({"sha256": sha256, **_told(error)})
 
 
-def _checked(num_letters: int, num_pieces: int) -> int:
+def _in_words(answer: _Answer) -> _Words:
+    try:
+        lines = [describe(piece) for piece in answer.pieces]
+        _check_length(sum(map(len, lines)), len(lines))
+        return _Words(answer.header, lines, _arrays(answer.pieces))
+    except Exception as error:
+        return _Words({"sha256": answer.header["sha256"], **_told(error)}, [], [])
+
+
+def _arrays(pieces: Sequence[Piece]) -> list[np.ndarray]:
+    return [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
+
+
+def _check_length(num_letters: int, num_pieces: int) -> None:
     """What is said of a file's samples is no more than a parent believes."""
     if num_letters > MOST_LETTERS:
         raise Refused(f"found {num_pieces} samples in one file, of which {num_letters} letters would be said, expected "
                       f"at most {MOST_LETTERS}. Remedy: cut it into larger or fewer samples, or into several files.")
-    return num_letters
 
 
 def _told(error: Exception) -> dict[str, Any]:

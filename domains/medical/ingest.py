@@ -6,6 +6,7 @@ wrapped, and a refusal names formats and numbers only, never a header's text.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def implausible(pieces: list[Piece], settings: Settings) -> str | None:
 
 def _read_film(row: ManifestRow, settings: XRay) -> Piece:
     if row.path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-        (grey, facts), spacing = _grey_of_raster(row.path, settings), None
+        (grey, facts), spacing = _grey_of_raster(row.path, settings, row.content), None
     else:
         grey, facts, spacing = _grey_of_dicom(row.path, settings)
     _look_for_text(grey, settings, facts)
@@ -99,13 +100,18 @@ def _look_for_text(grey: np.ndarray, settings: XRay, facts: dict[str, Fact]) -> 
         facts["text_lines"] = len(found)
 
 
-def _grey_of_raster(path: Path, settings: XRay) -> tuple[np.ndarray, dict[str, Fact]]:
-    """Grey in [0, 1], or as bytes where the picture has those, and facts."""
+def _grey_of_raster(path: Path, settings: XRay, content: bytes | None) -> tuple[np.ndarray, dict[str, Fact]]:
+    """Grey in [0, 1], or as bytes where the picture has those, and facts.
+
+    Args:
+        content: of the file, where it is here already.
+    """
     image_of, turned = library("PIL.Image"), library("PIL.ImageOps")
-    with parsing("PNG or JPEG"), image_of.open(path, formats=RASTER_FORMATS) as image:
+    file = path if content is None else io.BytesIO(content)
+    with parsing("PNG or JPEG"), image_of.open(file, formats=RASTER_FORMATS) as image:
         check_pixels(image.height, image.width)
         if image.format == "PNG":
-            png.check(path)
+            png.check(path, content)
         deep = image.mode.startswith("I") or image.mode == "F"
         turned.exif_transpose(image, in_place=True)
         pixels = np.asarray(image if image.mode in ("L", "I;16") else image.convert("F" if deep else "L"))

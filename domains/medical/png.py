@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -15,11 +16,15 @@ SPARE_BYTES = 65_536
 """For the heads of deflate's blocks, and rows that interlacing cuts up."""
 
 
-def check(path: Path) -> None:
+def check(path: Path, content: bytes | None = None) -> None:
     """Refuse a file of which a chunk's checksum is wrong, that ends before its end chunk, or that holds far more than
-    its pixels: decoders stop at the last of them, and would pass over the rest."""
+    its pixels: decoders stop at the last of them, and would pass over the rest.
+
+    Args:
+        content: of the file, where it is here already.
+    """
     crc32 = library("isal.isal_zlib").crc32  # in a quarter of the time of Python's own
-    with path.open("rb") as stream:
+    with path.open("rb") if content is None else io.BytesIO(content) as stream:
         if stream.read(len(SIGNATURE)) != SIGNATURE:
             raise Refused("it does not begin like a PNG")
         kind, room, packed = b"", 0, 0

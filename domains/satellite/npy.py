@@ -6,6 +6,7 @@ import io
 import math
 import os
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -25,7 +26,7 @@ def array_of(content: bytes) -> np.ndarray | None:
         if dtype.hasobject or min(shape, default=0) < 1 or not 0 < size <= len(content) - stream.tell():
             return None
         return np.ndarray(shape, dtype, content, stream.tell(), order="F" if by_columns else "C")
-    except (ValueError, LookupError, TypeError, OverflowError):
+    except (ValueError, LookupError, TypeError, OverflowError, TokenError):  # the last: half a header
         return None
 
 
@@ -35,7 +36,7 @@ def mapped(path: Path) -> np.ndarray:
     try:
         # As text: of a path numpy looks at every folder above it.
         array = np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TokenError) as error:
         raise Refused(f".npy could not be opened ({type(error).__name__}); expected an array of numbers.") from error
     if not isinstance(array, np.ndarray):
         raise Refused(".npy holds an archive, expected an array of numbers.")

@@ -54,6 +54,8 @@ def read(row: ManifestRow, settings: Hostile) -> list[Piece] | Part:
         return Part(pieces if row.part != 1 else [], more=row.part < 3)
     if verb == "large":
         return [Piece(np.full((1, 3, ROOM_BYTES // 2), int(number) % 251, np.uint8))]
+    if verb in ("talkative", "verbose"):
+        return [Piece(values, facts={"list": [1] * (500_000 if verb == "talkative" else frames.MAX_WORDS_BYTES // 3)})]
     if verb == "many":
         return [Piece(values, suffix=f"@{i}") for i in range(3)]
     return [Piece(values, mask=values[0], facts={"exact": np.float32(1.5), "list": [1, 2]})]  # type: ignore[dict-item]

@@ -43,15 +43,24 @@ def array(changed: Callable[[np.ndarray], np.ndarray]) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(("form", "ending"), [("array", ".npy"), ("volume", ".nii"), ("volume", ".nii.gz")])
-def test_bytes_at_hand_give_what_the_file_gives_also_where_they_are_damaged(
-        tmp_path: Path, form: str, ending: str) -> None:
-    pytest.importorskip("nibabel" if form == "volume" else "numpy")
-    reader = seeds.ARRAYS if form == "array" else seeds.VOLUMES
-    plain = array(lambda values: values) if form == "array" else next(
-        path.read_bytes() for kind in seeds._of_volumes(tmp_path / "seeds") if kind.name == "NIfTI"
-        for path in kind.paths)
-    whole = gzip.compress(plain, 1) if ending == ".nii.gz" else plain
+def whole_file(folder: Path, ending: str) -> bytes:
+    """What is in a file that nothing is wrong with."""
+    if ending == ".npy":
+        return array(lambda values: values)
+    pytest.importorskip("PIL" if ending in (".png", ".jpg") else "nibabel")
+    formats = seeds._of_films(folder) if ending in (".png", ".jpg") else seeds._of_volumes(folder)
+    wanted = ending.removesuffix(".gz")
+    plain = next(path.read_bytes() for form in formats for path in form.paths if path.name.endswith(wanted))
+    return gzip.compress(plain, 1) if ending == ".nii.gz" else plain
+
+
+FORMS = {".npy": seeds.ARRAYS, ".nii": seeds.VOLUMES, ".nii.gz": seeds.VOLUMES, ".png": seeds.FILMS,
+         ".jpg": seeds.FILMS}
+
+
+@pytest.mark.parametrize("ending", FORMS)
+def test_bytes_at_hand_give_what_the_file_gives_also_where_they_are_damaged(tmp_path: Path, ending: str) -> None:
+    reader, whole = FORMS[ending], whole_file(tmp_path / "seeds", ending)
     accepted = 0
     for number in range(150):
         content, path = damaged(whole, number) if number else whole, tmp_path / f"a{ending}"
@@ -85,6 +94,13 @@ def test_no_objects_and_no_archives_are_taken_from_bytes(tmp_path: Path) -> None
         (tmp_path / "c.npy").write_bytes(content)
         (found,) = read_all([seeds.row(tmp_path / "c.npy")], seeds.ARRAYS, Limits(workers=1))
         assert ".npy" in found.reason and not found.pieces
+
+
+def test_a_header_that_numpy_cannot_cut_into_words_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    content = array(lambda values: values).replace(b"}", b"(")
+    (tmp_path / "a.npy").write_bytes(content)
+    for row in (seeds.row(tmp_path / "a.npy"), replace(seeds.row(tmp_path / "a.npy"), content=content)):
+        assert "(TokenError); expected an array of numbers" in str(told(row, seeds.ARRAYS))
 
 
 def test_what_a_row_holds_of_its_file_is_shown_nowhere() -> None:

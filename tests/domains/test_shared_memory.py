@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from domains import shared_memory
-from domains.frames import MAX_WORDS_BYTES
 from domains.quarantine import LIED, Limits, Reader, read_all
 from domains.reading_process import Frame
 from domains.shared_memory import Inbox, Outbox
-from domains.worker import MOST_LETTERS, _checked
 from tests.domains.hostile_reader import Hostile, Nested
 from tests.domains.test_quarantine import make_rows
 
@@ -127,7 +125,13 @@ def test_more_lines_than_the_header_tells_of_are_not_taken_apart() -> None:
     assert Frame({}, b"", bytearray(), False).lines(0) == []
 
 
-def test_a_file_of_which_too_much_would_be_said_is_refused_in_words() -> None:
-    assert _checked(MOST_LETTERS, 9) == MOST_LETTERS < MAX_WORDS_BYTES
-    with pytest.raises(Exception, match="found 9 samples in one file.*larger or fewer samples"):
-        _checked(MOST_LETTERS + 1, 9)
+def test_a_file_of_which_too_much_would_be_said_is_refused_in_words_and_those_beside_it_are_not(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the talkative ones more is said together than goes into one frame's share."""
+    monkeypatch.setattr("domains.reading_process.AHEAD_SECONDS", 1e6)
+    verbs = {**dict.fromkeys((20, 21, 22, 25), "talkative"), 23: "verbose"}
+    outcomes = list(read_all(make_rows(tmp_path, verbs, 40), READER, ONE))
+    assert "found 1 samples in one file" in outcomes[23].reason and "larger or fewer samples" in outcomes[23].reason
+    assert [outcome.index for outcome in outcomes if outcome.reason] == [23]
+    assert all((outcome.pieces[0].values == outcome.index).all() for outcome in outcomes if not outcome.reason)
+    assert len(outcomes[25].pieces[0].facts["list"]) == 500_000
