@@ -75,7 +75,7 @@ CASES = (
 )
 SMALL, NARROW = Shape(32, 1, 2), DecoderSettings(width=32, depth=1, num_heads=2)
 TINY = (Case("tiny images", SMALL, (32, 32), (8, 8), 2, goal=0.45, decoder=NARROW),
-        Case("tiny bands", SMALL, (32, 32), (16, 16), 2, channels=3, bands=True, decoder=NARROW),
+        Case("tiny bands", SMALL, (32, 32), (8, 8), 2, channels=3, bands=True, decoder=NARROW),
         Case("tiny volumes", SMALL, (16, 16, 16), (8, 8, 8), 2, channels=1, decoder=NARROW))
 
 
