@@ -118,7 +118,7 @@ MAE = {"in_channels": 1, "img_size": (16, 24), "patch_size": (8, 4), "hidden_siz
 
 @pytest.fixture
 def nets():
-    pytest.importorskip("einops", reason="MONAI's ViT needs einops, which nothing else here does")
+    pytest.importorskip("einops")
     return pytest.importorskip("monai.networks.nets")
 
 
