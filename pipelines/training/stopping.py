@@ -104,11 +104,16 @@ def stopping_after_an_update(waits: bool) -> Iterator[Stop]:
         signal.signal(number, ask)
     try:
         yield stop
+        if stop.asked and not follows():
+            raise ToldToStop(stop.asked)  # it came after the last update had been looked at: what follows has not begun
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):
             raise leaving.__context__ from None
         raise
     finally:
+        # Once it ends by one of SENT, what is sent again would break off whoever still has a run to close (raise_it)
+        ends = stop.asked in SENT or any(handler is raise_it and signal.getsignal(number) == signal.SIG_IGN
+                                         for number, handler in before.items())
+        for number, handler in before.items():  # Lightning turns Ctrl-C off when it ends
+            signal.signal(number, signal.SIG_IGN if ends and handler is raise_it else handler)
         stop.end()
-        for number, handler in before.items():
-            signal.signal(number, handler)  # Lightning turns Ctrl-C off when it ends

@@ -239,6 +239,13 @@ def test_bytes_that_are_text_in_neither_encoding_are_refused_with_a_remedy(tmp_p
         init(tmp_path / "films", tmp_path, tmp_path / "t.csv")
 
 
+def test_a_damaged_utf_8_table_is_refused_and_not_read_as_windows_1252(tmp_path: Path) -> None:
+    touch(tmp_path / "films", "a.png", "b.png")
+    (tmp_path / "t.csv").write_bytes("file,patient\na.png,Jürgen\nb.png,Zo".encode() + b"\xeb\n")
+    with pytest.raises(ManifestError, match="Remedy: save it as CSV in UTF-8"):
+        init(tmp_path / "films", tmp_path, tmp_path / "t.csv")
+
+
 def test_a_table_that_does_not_fit_is_said_and_one_that_was_named_is_refused(tmp_path: Path) -> None:
     folder = own_table(tmp_path / "films", "site,doctor\nnorth,A\nsouth,B\n")
     assert "labels.csv was not used" in init(folder, tmp_path)

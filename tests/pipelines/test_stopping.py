@@ -17,6 +17,7 @@ import yaml
 from pipelines import cli, ingest
 from pipelines.told_to_stop import ending_on_signals, exit_code
 from pipelines.training import training_module
+from pipelines.training.stopping import stopping_after_an_update
 from pipelines.training.training import Job, fit
 from tests.fabricate import prepare, pretrain_settings, untrained
 from tests.pipelines import fake_domain
@@ -90,6 +91,27 @@ def test_a_scheduler_that_sends_its_signal_again_does_not_keep_a_training_from_s
     with pytest.raises(KeyboardInterrupt) as caught, ending_on_signals():
         fit(pressing(job_of(folder, tmp_path / "resume.pt", {}), 3, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM))
     assert exit_code(caught.value) == 138 and torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_signal_sent_again_does_not_break_off_what_is_closed_after_a_training(waits):
+    closed = []
+    with pytest.raises(KeyboardInterrupt) as caught, ending_on_signals():
+        try:
+            with stopping_after_an_update(waits) as stop:
+                signal.raise_signal(signal.SIGUSR1)
+                stop.leave(stop.agreed(), [])
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            closed.append(True)
+    assert closed and exit_code(caught.value) == 138
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_update_is_not_lost(number):
+    with pytest.raises(KeyboardInterrupt) as caught, ending_on_signals(), stopping_after_an_update(True):
+        signal.raise_signal(number)  # nobody looks at it any more
+    assert exit_code(caught.value) == 128 + number
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
