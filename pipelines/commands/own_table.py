@@ -90,8 +90,8 @@ def read_table(path: Path) -> OwnTable:
 
 
 def _decoded(path: Path, written: bytes) -> tuple[str, list[str]]:
-    """UTF-8, or else Windows-1252, and what to say of it. Raises UnicodeDecodeError with what UTF-8 says of it, also of a
-    damaged file, some of whose letters are UTF-8: all of these would come out wrong."""
+    """UTF-8, or else Windows-1252, and what to say of it. Raises UnicodeDecodeError with what UTF-8 says of it, also of
+    a damaged file, some of whose letters are UTF-8: all of these would come out wrong."""
     try:
         return written.decode("utf-8-sig"), []
     except UnicodeDecodeError as error:
