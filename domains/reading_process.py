@@ -254,7 +254,7 @@ class Child:
     def _checked(self, packed: bytearray | memoryview) -> Opening:
         """What a reply begins with, if an honest child of this parent may say so now."""
         opening = Opening._make(OPENING.unpack(packed))
-        if opening.token != self._token or opening.first != self._heard_rows % 2**32:
+        if opening.token != self._token or opening.first != self._heard_rows:
             raise ValueError("a reply out of turn, or by somebody else")
         if (opening.header > frames.MAX_HEADER_BYTES or opening.words > frames.MAX_WORDS_BYTES
                 or opening.arrays > self.max_bytes):

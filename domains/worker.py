@@ -157,28 +157,28 @@ class _Replies:
 
     def flush(self, peak_bytes: int) -> None:
         """Send all that is held: in one frame, unless too much is said of it."""
-        together: list[_Words] = []
+        together: list[tuple[_Answer, list[str]]] = []
         num_letters = 0
-        for words in map(_in_words, self._held):
+        for answer, lines in map(_in_words, self._held):
             if num_letters > HELD_LETTERS:
                 self._send(together, peak_bytes)
                 together, num_letters = [], 0
-            together.append(words)
-            num_letters += sum(map(len, words.lines))
+            together.append((answer, lines))
+            num_letters += sum(map(len, lines))
         self._send(together, peak_bytes)
         self._held, self._num_bytes = [], 0
 
-    def _send(self, together: list[_Words], peak_bytes: int) -> None:
-        arrays = [array for words in together for array in words.arrays]
-        sizes = [sum([array.nbytes for array in words.arrays]) for words in together]
-        header = {"answers": [words.header for words in together], "pieces": [len(words.lines) for words in together],
+    def _send(self, together: list[tuple[_Answer, list[str]]], peak_bytes: int) -> None:
+        arrays = [array for answer, _ in together for array in answer.arrays]
+        sizes = [answer.num_bytes for answer, _ in together]
+        header = {"answers": [answer.header for answer, _ in together], "pieces": [len(lines) for _, lines in together],
                   "bytes": sizes, "peak_bytes": peak_bytes}
-        lines = [line for words in together for line in words.lines]
+        said = [line for _, lines in together for line in lines]
         begin = self._outbox.put(arrays, sum(sizes), self._file)
         if begin is None:
-            frames.reply(self._file, self._token, self._sent, header, lines, sum(sizes), arrays)
+            frames.reply(self._file, self._token, self._sent, header, said, sum(sizes), arrays)
         else:
-            frames.reply(self._file, self._token, self._sent, header, lines, sum(sizes), (), begin)
+            frames.reply(self._file, self._token, self._sent, header, said, sum(sizes), (), begin)
         self._sent += len(together)
 
 
@@ -228,17 +228,10 @@ class _Answer(NamedTuple):
 
     header: dict[str, Any]
     pieces: Sequence[Piece] = ()
+    arrays: Sequence[np.ndarray] = ()
+    """Of the pieces, in the order in which they are sent."""
     num_bytes: int = 0
     """Of the arrays."""
-
-
-class _Words(NamedTuple):
-    """An answer as it is sent."""
-
-    header: dict[str, Any]
-    lines: list[str]
-    """What is said of each piece."""
-    arrays: list[np.ndarray]
 
 
 def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | None) -> _Answer:
@@ -253,22 +246,20 @@ def _answer(module: Any, settings: object, row: ManifestRow, content: bytes | No
         object.__setattr__(row, "content", content)
         found: list[Piece] | Part = module.read(row, settings)
         pieces, more = (found.pieces, found.more) if isinstance(found, Part) else (found, False)
-        return _Answer({"sha256": sha256, "more": more}, pieces, sum([array.nbytes for array in _arrays(pieces)]))
+        arrays = [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
+        return _Answer({"sha256": sha256, "more": more}, pieces, arrays, sum([array.nbytes for array in arrays]))
     except Exception as error:
         return _Answer({"sha256": sha256, **_told(error)})
 
 
-def _in_words(answer: _Answer) -> _Words:
+def _in_words(answer: _Answer) -> tuple[_Answer, list[str]]:
+    """An answer, and what is said of each of its pieces; a refusal, where that cannot be said."""
     try:
         lines = [describe(piece) for piece in answer.pieces]
         _check_length(sum(map(len, lines)), len(lines))
-        return _Words(answer.header, lines, _arrays(answer.pieces))
+        return answer, lines
     except Exception as error:
-        return _Words({"sha256": answer.header["sha256"], **_told(error)}, [], [])
-
-
-def _arrays(pieces: Sequence[Piece]) -> list[np.ndarray]:
-    return [array for piece in pieces for array in (piece.values, piece.mask) if array is not None]
+        return _Answer({"sha256": answer.header["sha256"], **_told(error)}), []
 
 
 def _check_length(num_letters: int, num_pieces: int) -> None:

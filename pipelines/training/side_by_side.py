@@ -124,7 +124,7 @@ def _ask_to_stop(children: list[_Child], number: int) -> None:
         try:
             child.process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            print("stopping: a process has not ended in time; what it had saved before is kept.", file=sys.stderr)
+            say("stopping: a process has not ended in time; what it had saved before is kept.")
 
 
 def _listen(children: list[_Child], told: Told) -> None:
